@@ -1,0 +1,391 @@
+//! Machines to play with: each is a data directory; a command is a process of the program.
+//!
+//! Output goes to files, so that no process ever waits for the test to read it. Nothing waits for a fixed time: conditions are
+//! polled, and a deadline that is far longer than anything takes turns "never" into a failure.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+
+use crate::harness::can_mount;
+use crate::patience::{DEADLINE, eventually};
+use crate::servers::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY, remote_at, unique_prefix};
+
+pub const PASSPHRASE: &str = "correct horse battery staple";
+
+/// Whether a program is here; says so when it is not.
+pub fn has_program(name: &str) -> bool {
+    let found = Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !found {
+        crate::skip::skipped(format_args!("{name} is not installed"));
+    }
+    found
+}
+
+/// A place for one test: the vault and the machines are in it.
+pub struct World {
+    root: TempDir,
+    runs: AtomicU64,
+    remote: String,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl World {
+    /// With the vault in a folder.
+    pub fn new() -> Self {
+        let root = tempfile::Builder::new().prefix("cairn-cli-").tempdir().expect("a temporary directory");
+        let remote = format!("fs://{}", root.path().join("vault").display());
+        Self { root, runs: AtomicU64::new(0), remote, environment: Vec::new() }
+    }
+
+    /// With a vault to mount; nothing where mounts cannot be tested.
+    pub fn to_mount() -> Option<Self> {
+        can_mount().then(|| {
+            let world = Self::new();
+            world.with_vault();
+            world
+        })
+    }
+
+    /// With the vault on a server.
+    pub fn on(server: &S3Server) -> Self {
+        let mut world = Self::new();
+        world.remote = server.remote(&unique_prefix()).to_string();
+        world.environment.push(("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID.to_owned()));
+        world.environment.push(("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY.to_owned()));
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Makes an empty directory.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir(&path).expect("a new directory");
+        path
+    }
+
+    /// The URL of the vault.
+    pub fn remote(&self) -> String {
+        self.remote.clone()
+    }
+
+    /// The URL of the vault on a server by way of a proxy.
+    pub fn remote_by(&self, proxy: SocketAddr) -> String {
+        let prefix = self.remote.split(['/', '?']).nth(3).expect("s3://bucket/prefix?options");
+        remote_at(proxy, prefix).to_string()
+    }
+
+    pub fn machine<'a>(&'a self, name: &'a str) -> Machine<'a> {
+        Machine { world: self, name, environment: self.environment.clone() }
+    }
+
+    /// A vault that a key file opens, which costs no time, and the machine that made it.
+    pub fn with_vault(&self) -> Machine<'_> {
+        self.with_vault_of("one")
+    }
+
+    /// A vault made by a machine of another name.
+    pub fn with_vault_of<'a>(&'a self, name: &'a str) -> Machine<'a> {
+        let machine = self.machine(name);
+        machine.run(&["init", &self.remote(), "--key-file", &self.key_file()]);
+        machine
+    }
+
+    pub fn key_file(&self) -> String {
+        self.path("vault.key").display().to_string()
+    }
+
+    /// Attaches the vault to a further machine.
+    pub fn attached<'a>(&'a self, name: &'a str) -> Machine<'a> {
+        self.attached_by(name, &self.remote)
+    }
+
+    /// Attaches the vault to a further machine by another URL.
+    pub fn attached_by<'a>(&'a self, name: &'a str, remote: &str) -> Machine<'a> {
+        let machine = self.machine(name);
+        machine.run(&["attach", remote, "--name", "shared", "--device-name", name, "--key-file", &self.key_file()]);
+        machine
+    }
+
+    fn output(&self) -> (PathBuf, PathBuf) {
+        let run = self.runs.fetch_add(1, Ordering::Relaxed);
+        (self.path(&format!("{run}.out")), self.path(&format!("{run}.err")))
+    }
+}
+
+/// One machine.
+#[derive(Clone)]
+pub struct Machine<'a> {
+    world: &'a World,
+    name: &'a str,
+    environment: Vec<(&'static str, String)>,
+}
+
+/// What a process left.
+pub struct Finished {
+    pub status: ExitStatus,
+    pub out: String,
+    pub err: String,
+}
+
+impl<'a> Machine<'a> {
+    /// The same machine with a variable set for its processes.
+    pub fn with(mut self, variable: &'static str, value: impl Into<String>) -> Self {
+        self.environment.push((variable, value.into()));
+        self
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.world.path(self.name)
+    }
+
+    /// The directory of its only drive.
+    pub fn drive_dir(&self) -> PathBuf {
+        let mut drives = fs::read_dir(self.data().join("drives")).expect("drives");
+        drives.next().expect("one drive").expect("readable").path()
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("CAIRN_") || variable.to_string_lossy().starts_with("AWS_") {
+                command.env_remove(variable);
+            }
+        }
+        command.env("CAIRN_DATA_DIR", self.data()).env("HOME", self.world.root.path());
+        command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
+        command.current_dir(self.world.root.path()).stdin(Stdio::null()).args(arguments);
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn finish(&self, arguments: &[&str]) -> Finished {
+        let (out, err) = self.world.output();
+        let mut command = self.command(arguments);
+        command.stdout(File::create(&out).expect("a file")).stderr(File::create(&err).expect("a file"));
+        let mut child = command.spawn().expect("the program starts");
+        let status = wait(&mut child, &format!("cairn {}", arguments.join(" ")));
+        let text = |path| fs::read_to_string(path).expect("text");
+        Finished { status, out: text(out), err: text(err) }
+    }
+
+    /// Runs a command that must do what it is for; its output.
+    #[track_caller]
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let Finished { status, out, err } = self.finish(arguments);
+        assert!(status.success(), "cairn {} failed: {status}\n{out}{err}", arguments.join(" "));
+        out
+    }
+
+    /// Runs a command that prints JSON.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.run(&[arguments, &["--json"]].concat())).expect("JSON")
+    }
+
+    /// Runs a command that must fail with one sentence that has all of `named` in it.
+    #[track_caller]
+    pub fn refuses(&self, arguments: &[&str], named: &[&str]) {
+        let Finished { status, out, err } = self.finish(arguments);
+        let command = arguments.join(" ");
+        assert_eq!(status.code(), Some(1), "cairn {command}: {status}\n{out}{err}");
+        let lines: Vec<&str> = err.lines().collect();
+        let [line] = lines.as_slice() else { panic!("cairn {command}: not one line:\n{err}") };
+        assert!(line.starts_with("cairn: "), "cairn {command}: {line}");
+        for name in named {
+            assert!(line.contains(name), "cairn {command}: {name:?} is not named: {line}");
+        }
+    }
+
+    /// Mounts in the foreground; waits until the drive can be used.
+    #[track_caller]
+    pub fn mount(&self, what: &str, mountpoint: &Path) -> Mounted {
+        let mountpoint_text = mountpoint.to_str().expect("text");
+        self.mount_with(&["mount", what, mountpoint_text, "--log", "info"], mountpoint)
+    }
+
+    #[track_caller]
+    pub fn mount_with(&self, arguments: &[&str], mountpoint: &Path) -> Mounted {
+        self.mount_by(self.command(arguments), mountpoint)
+    }
+
+    /// Mounts by a command that becomes the program.
+    #[track_caller]
+    pub fn mount_by(&self, command: Command, mountpoint: &Path) -> Mounted {
+        let mut mounted = self.start_by(command, mountpoint);
+        eventually("the mount is ready", || {
+            let ended = mounted.child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "the mount ended: {ended:?}\n{}", mounted.log());
+            mounted.is_ready()
+        });
+        mounted
+    }
+
+    /// Mounts in the foreground, in a process that may end at any moment; waits until the drive can be used or the process is gone.
+    pub fn mount_doomed(&self, what: &str, mountpoint: &Path) -> Mounted {
+        let mut mounted = self.start(what, mountpoint);
+        eventually("the mount is ready or gone", || mounted.is_ready() || mounted.has_ended());
+        mounted
+    }
+
+    /// Begins to mount in the foreground.
+    pub fn start(&self, what: &str, mountpoint: &Path) -> Mounted {
+        let mountpoint_text = mountpoint.to_str().expect("text");
+        self.start_by(self.command(&["mount", what, mountpoint_text, "--log", "info"]), mountpoint)
+    }
+
+    fn start_by(&self, mut command: Command, mountpoint: &Path) -> Mounted {
+        let (out, err) = self.world.output();
+        command.stdout(File::create(&out).expect("a file")).stderr(File::create(&err).expect("a file"));
+        let child = command.spawn().expect("the program starts");
+        Mounted { child, mountpoint: mountpoint.to_owned(), out, err }
+    }
+}
+
+/// A mount in the foreground, taken away when dropped.
+pub struct Mounted {
+    child: Child,
+    mountpoint: PathBuf,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Mounted {
+    pub fn path(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether the drive can be used.
+    pub fn is_ready(&self) -> bool {
+        self.printed().contains("is mounted on")
+    }
+
+    pub fn printed(&self) -> String {
+        fs::read_to_string(&self.out).expect("text")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.err).expect("text")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).expect("it is our child");
+    }
+
+    /// Kills the process as a power cut would.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it is our child");
+        self.child.wait().expect("it is our child");
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
+    /// Waits for the end of the process.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
+        wait(&mut self.child, "the mount")
+    }
+
+    /// Waits for the end of the process, which must be a good one.
+    #[track_caller]
+    pub fn ended_well(&mut self) {
+        let status = self.ended();
+        assert!(status.success(), "{status}\n{}", self.log());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        // A dead mount would keep the directory from being removed; a living one is another process's.
+        if rustix::fs::statfs(&self.mountpoint).err() == Some(rustix::io::Errno::NOTCONN) {
+            let unmounted = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH);
+            if unmounted.is_err() {
+                let _ = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(&self.mountpoint).status();
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn wait(child: &mut Child, what: &str) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("it is our child") {
+            return status;
+        }
+        if start.elapsed() > DEADLINE {
+            let _ = child.kill();
+            panic!("never ended: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Everything of a tree that a copy must keep: paths, kinds, modes, owners, links, times, extended attributes and contents.
+pub fn snapshot(root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    describe(root, Path::new(""), &mut lines);
+    lines.sort();
+    lines
+}
+
+fn describe(root: &Path, below: &Path, lines: &mut Vec<String>) {
+    for entry in fs::read_dir(root.join(below)).expect("a directory") {
+        let path = below.join(entry.expect("an entry").file_name());
+        let full = root.join(&path);
+        let meta = fs::symlink_metadata(&full).expect("it is there");
+        lines.push(format!("{} {} {}", path.display(), attributes(&full, &meta), content(&full, &meta)));
+        if meta.is_dir() {
+            describe(root, &path, lines);
+        }
+    }
+}
+
+fn attributes(path: &Path, meta: &Metadata) -> String {
+    let (mode, owner, links) = (meta.mode(), (meta.uid(), meta.gid()), meta.nlink());
+    let mut names = vec![0; 4096];
+    let length = rustix::fs::llistxattr(path, &mut names).unwrap_or(0);
+    let mut attributes: Vec<String> = names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            let mut value = vec![0; 4096];
+            let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value).expect("it was listed");
+            format!("{}={}", name.escape_ascii(), value[..length].escape_ascii())
+        })
+        .collect();
+    attributes.sort();
+    format!("{mode:o} {owner:?} {links} {}.{:09} {attributes:?}", meta.mtime(), meta.mtime_nsec())
+}
+
+fn content(path: &Path, meta: &Metadata) -> String {
+    if meta.is_symlink() {
+        format!("-> {}", fs::read_link(path).expect("a link").display())
+    } else if meta.is_file() {
+        blake3::hash(&fs::read(path).expect("readable")).to_string()
+    } else {
+        String::new()
+    }
+}

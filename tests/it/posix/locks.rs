@@ -1,0 +1,101 @@
+//! File locks.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::{FlockOperation, fcntl_lock, flock};
+use rustix::io::Errno;
+
+use super::support::*;
+use crate::harness::eventually;
+
+pub fn flock_excludes(dir: &Path) {
+    let path = dir.join("file");
+    let (one, two) = (file(&path), reopen(&path));
+    flock(&one, FlockOperation::LockExclusive).unwrap();
+    fails(flock(&two, FlockOperation::NonBlockingLockShared), Errno::AGAIN);
+    flock(&one, FlockOperation::LockShared).unwrap();
+    flock(&two, FlockOperation::NonBlockingLockShared).unwrap();
+    fails(flock(&two, FlockOperation::NonBlockingLockExclusive), Errno::AGAIN);
+    drop(one);
+    // A process that another test is about to start may hold a copy of the descriptor for a moment.
+    eventually("closing unlocks", || flock(&two, FlockOperation::NonBlockingLockExclusive).is_ok());
+}
+
+/// More than any driver has threads.
+const WAITERS: usize = 5;
+
+pub fn waiters_for_a_lock_hold_up_nobody(dir: &Path) {
+    let path = dir.join("file");
+    let holder = file(&path);
+    flock(&holder, FlockOperation::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let waiters: Vec<_> = (0..WAITERS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let waiter = reopen(&path);
+                    flock(&waiter, FlockOperation::LockExclusive).unwrap();
+                })
+            })
+            .collect();
+        eventually("all wait", || waiting(&path) == WAITERS);
+        for round in 0..50 {
+            let other = dir.join(format!("other{round}"));
+            fs::write(&other, pattern(10_000, round)).unwrap();
+            assert!(fs::read(&other).unwrap() == pattern(10_000, round));
+            assert!(names(dir).len() == 2);
+            fs::remove_file(&other).unwrap();
+        }
+        assert_eq!(waiting(&path), WAITERS);
+        flock(&holder, FlockOperation::Unlock).unwrap();
+        waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+    });
+}
+
+/// How many wait for a lock on a file: lines such as `1: -> FLOCK ADVISORY WRITE 812 00:2e:77 0 EOF`.
+fn waiting(path: &Path) -> usize {
+    let meta = fs::metadata(path).unwrap();
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let locked = format!(" {major:02x}:{minor:02x}:{} ", meta.ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().filter(|line| line.contains("->") && line.contains(&locked)).count()
+}
+
+/// Set for a process that plays another owner of locks.
+const CHILD: &str = "CAIRN_TEST_LOCK_FILE";
+const GOT_IT: i32 = 17;
+const WOULD_WAIT: i32 = 18;
+
+/// Not a case: the other process of [`posix_locks_are_between_processes`], which runs this test program once more.
+#[test]
+fn another_process_tries_a_posix_lock() {
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let code = match fcntl_lock(reopen(Path::new(&path)), FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => GOT_IT,
+        Err(Errno::AGAIN | Errno::ACCESS) => WOULD_WAIT,
+        Err(_) => 1,
+    };
+    std::process::exit(code);
+}
+
+fn try_from_another_process(path: &Path) -> Option<i32> {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "posix::locks::another_process_tries_a_posix_lock"]).env(CHILD, path);
+    child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code()
+}
+
+pub fn posix_locks_are_between_processes(dir: &Path) {
+    let path = dir.join("file");
+    let holder = file(&path);
+    fcntl_lock(&holder, FlockOperation::LockExclusive).unwrap();
+    assert_eq!(try_from_another_process(&path), Some(WOULD_WAIT));
+    fcntl_lock(&holder, FlockOperation::Unlock).unwrap();
+    assert_eq!(try_from_another_process(&path), Some(GOT_IT));
+    fcntl_lock(&holder, FlockOperation::LockExclusive).unwrap();
+    // Closing any descriptor of the file gives up all of the process's locks on it.
+    drop(File::open(&path).unwrap());
+    assert_eq!(try_from_another_process(&path), Some(GOT_IT));
+    assert_eq!(holder.metadata().unwrap().len(), 0);
+}
