@@ -199,7 +199,7 @@ fn no_key_slots_is_told_apart() {
 fn a_damaged_slot_is_named_and_does_not_hinder_the_others() {
     let (provider, vault) = make(vec![secret("one"), secret("two")]);
     let (name, slot) = &vault.files().slots[0];
-    for damaged in [slot.slice(..100), Bytes::new(), [&slot[..150], b"!", &slot[151..]].concat().into()] {
+    for damaged in [slot.slice(..100), Bytes::new(), [&slot[..150], &[!slot[150]], &slot[151..]].concat().into()] {
         put(&provider, name, damaged);
         open(&provider, "two").expect("the other slot is whole");
         let error = refusal(&provider, || open(&provider, "one"));
