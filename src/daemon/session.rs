@@ -492,18 +492,24 @@ impl Session {
                     Err(error) => incomplete(left, one_line(&error)),
                 },
                 () = &mut deadline => {
+                    // Nothing may have been reported yet.
+                    left = crate::replicate::unpublished(&self.drive).unwrap_or(left);
+                    replies.send(&self.draining(left, before)).await.ok()?;
                     let trouble = self.trouble().map_or(String::new(), |trouble| format!("; {trouble}"));
                     return incomplete(left, format!("the time that was given is over{trouble}"));
                 }
                 Ok(()) = receiver.changed() => {
                     left = *receiver.borrow_and_update();
-                    let (done, rate) = self.sent();
-                    let progress =
-                        Reply::Draining { left, sent: done.saturating_sub(before), rate, trouble: self.trouble() };
-                    replies.send(&progress).await.ok()?;
+                    replies.send(&self.draining(left, before)).await.ok()?;
                 },
             }
         }
+    }
+
+    /// How far a drain is that began when so many bytes had been sent.
+    fn draining(&self, left: DrainProgress, before: u64) -> Reply {
+        let (done, rate) = self.sent();
+        Reply::Draining { left, sent: done.saturating_sub(before), rate, trouble: self.trouble() }
     }
 
     /// Bytes that the remote has acknowledged so far, and how fast it does.

@@ -96,6 +96,13 @@ fn a_drain_shows_lines_where_there_is_no_terminal() {
         drained.out
     );
     assert!(!drained.err.contains('\u{1b}') && !drained.out.contains('\u{1b}'), "{}", drained.err);
+    // Also where there was no time at all to find out.
+    let at_once = machine.finish(&["drain", "--timeout", "0s"]);
+    assert!(
+        at_once.err.starts_with(line) && at_once.out.contains("1 file (293.0 KiB) is only here"),
+        "{}",
+        at_once.out
+    );
     let json = machine.finish(&[DRAIN.as_slice(), &["--json"]].concat());
     assert_eq!((json.status.code(), json.err.as_str()), (Some(3), ""), "nothing beside JSON");
     let json: serde_json::Value = serde_json::from_str(&json.out).expect("JSON");
@@ -107,6 +114,6 @@ fn a_drain_shows_lines_where_there_is_no_terminal() {
     drop((child.stdout.take(), child.stderr.take()));
     let status = child.wait().expect("our child");
     assert!(status.success(), "{status}");
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     drop(mounted);
 }
