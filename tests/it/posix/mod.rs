@@ -153,6 +153,7 @@ suites! {
             a_write_by_an_ordinary_user_clears_set_id_bits,
             a_change_of_owner_clears_set_id_bits,
             programs_can_be_run,
+            a_program_that_runs_is_not_written_to,
         ],
         mappings: [
             stores_to_a_shared_mapping_reach_the_file,

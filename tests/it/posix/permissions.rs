@@ -1,10 +1,12 @@
 //! Who may do what: owners, modes, set-id bits, sticky directories. All of it takes root, to act as others.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
 
 use super::support::*;
 use crate::harness::{eventually, is_root};
@@ -141,4 +143,25 @@ pub fn programs_can_be_run(dir: &Path) {
     let run = || Command::new(dir.join("program")).status();
     eventually("it runs", || !matches!(run(), Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy));
     assert!(run().unwrap().success());
+}
+
+pub fn a_program_that_runs_is_not_written_to(dir: &Path) {
+    let program = dir.join("program");
+    // By a process of its own: a descriptor of ours could be on its way to one that another test is about to start.
+    assert!(Command::new("cp").arg("/bin/cat").arg(&program).status().unwrap().success());
+    let mut running = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut question, mut answer) = (running.stdin.take().unwrap(), running.stdout.take().unwrap());
+    let open = fs::File::options;
+    let ways =
+        [open().write(true).clone(), open().read(true).append(true).clone(), open().write(true).truncate(true).clone()];
+    for way in ways {
+        fails_io(way.open(&program), Errno::TXTBSY);
+    }
+    question.write_all(b"it runs").unwrap();
+    let mut bytes = [0; 7];
+    answer.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"it runs");
+    drop(question);
+    assert!(running.wait().unwrap().success());
+    eventually("it can be written to", || fs::File::options().write(true).open(&program).is_ok());
 }
