@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use redb::{DatabaseError, StorageBackend};
@@ -186,11 +186,14 @@ fn counted(store: &Store) -> u64 {
 }
 
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} does not happen");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    // Looks are counted and not time, which also passes while the machine does other things.
+    let happened = (0..300_000).any(|_| {
+        condition() || {
+            std::thread::sleep(Duration::from_millis(1));
+            false
+        }
+    });
+    assert!(happened, "{what} does not happen");
 }
 
 #[test]
@@ -489,7 +492,7 @@ fn an_action_runs_once_what_came_before_it_is_durable() {
             sender.send(bytes).unwrap();
         }
     }));
-    let image = receiver.recv_timeout(Duration::from_secs(60)).unwrap();
+    let image = receiver.recv().unwrap();
     assert_eq!(counted(&SharedDisk::holding(image).store(options())), 1);
 }
 

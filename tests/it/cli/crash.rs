@@ -275,8 +275,8 @@ fn only_here(machine: &Machine<'_>) -> u64 {
 
 fn configure(machine: &Machine<'_>, settle: &str) {
     // So small a cache that what was published is mostly read from the vault again.
-    let text = format!("settle = '{settle}'\nmax-delay = '{settle}'\ncache-budget = '256 KiB'\n");
-    fs::write(machine.drive_dir().join("settings.toml"), text).expect("written");
+    let text = format!("settle = '{settle}'\nmax-delay = '{settle}'\ncache-budget = '256 KiB'\nread-deadline = '1d'\n");
+    machine.set(&text);
 }
 
 /// Mounts the drive and compares it with what may be there after a crash.
@@ -315,7 +315,7 @@ fn kill_and_check(share: u64) {
         return;
     }
     let kills = number("CAIRN_KILLS", 200) / SHARES;
-    let seed = number("CAIRN_SEED", u64::from(std::process::id())) + share;
+    let seed = number("CAIRN_SEED", 1) + share;
     eprintln!("share {share}: {kills} kills, seed {seed}");
     let world = World::new();
     world.with_vault();
@@ -355,7 +355,7 @@ fn kill_and_check(share: u64) {
             _ => {
                 // What it left last time is looked at first, by a process that does not end meanwhile.
                 mounted = mount_and_check(&machine, &mountpoint, "1h", &mut workers);
-                machine.run(&["umount"]);
+                machine.umount(&[]);
                 mounted.ended_well();
                 configure(&machine, "1ms");
                 let step = steps[dice.below(steps.len())];

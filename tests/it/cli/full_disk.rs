@@ -70,6 +70,6 @@ fn full_disk_refuses_writes_and_keeps_what_it_took() {
     eventually("there is room again", || fs::write(mountpoint.join("more"), &block).is_ok());
     machine.run(&["resume"]);
     machine.run(&["drain"]);
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     mounted.ended_well();
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use super::world::{Mounted, World, has_program, snapshot};
+use super::world::{Mounted, World, becomes_equal, copy_program, has_program, snapshot};
 use crate::harness::{can_mount, eventually};
 use crate::posix::support::NOBODY;
 
@@ -34,14 +34,14 @@ fn first_mount_makes_a_vault_and_the_next_one_finds_everything() {
         assert_eq!(mode(&key.expect("a key").path()), 0o600);
     }
     fs::write(mountpoint.join("kept"), "bytes").expect("written");
-    machine.run(&["umount", text(&mountpoint)]);
+    machine.umount(&[text(&mountpoint)]);
     mounted.ended_well();
     assert!(fs::read_dir(&mountpoint).expect("unmounted").next().is_none());
 
     let mut mounted = machine.mount_with(&["mount", text(&mountpoint)], &mountpoint);
     assert!(!mounted.printed().contains("recovery"), "the phrase is shown once: {}", mounted.printed());
     assert_eq!(fs::read_to_string(mountpoint.join("kept")).expect("read"), "bytes");
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     mounted.ended_well();
 
     // The recovery phrase opens the vault on another machine.
@@ -90,7 +90,7 @@ fn background_mount_returns_when_ready_and_status_drain_and_umount_reach_it() {
     assert_eq!(machine.json(&["limits", "work"])["upload_limit"], serde_json::Value::Null);
     machine.run(&["pull", "work"]);
 
-    machine.run(&["umount", "work"]);
+    machine.umount(&["work"]);
     assert!(fs::read_dir(&mountpoint).expect("unmounted").next().is_none(), "umount returns when it is done");
     assert_eq!(machine.json(&["status", "work"])[0]["mountpoint"], serde_json::Value::Null);
     machine.refuses(&["drain", "work"], &["work", "not mounted", "cairn mount work"]);
@@ -123,7 +123,7 @@ fn unpublished_changes_are_not_detached_unless_asked() {
     let mut mounted = machine.mount("shared", &world.directory("mnt"));
     machine.run(&["pause"]);
     fs::write(mounted.path().join("only here"), "bytes").expect("written");
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     mounted.ended_well();
     machine.refuses(&["detach", "shared"], &["shared", "1 file", "--discard-unpublished"]);
     machine.run(&["detach", "shared", "--discard-unpublished"]);
@@ -156,7 +156,7 @@ fn mount_in_use_is_refused_to_end_unless_forced() {
     machine.refuses(&["umount"], &[text(mounted.path()), "in use", "--force"]);
     assert!(!mounted.has_ended());
     drop(file);
-    machine.run(&["umount", "--force"]);
+    machine.umount(&["--force"]);
     mounted.ended_well();
 }
 
@@ -178,7 +178,7 @@ fn a_mount_waits_for_a_process_that_is_about_to_end() {
     });
     drop(lock);
     eventually("it is mounted", || machine.json(&["status"])[0]["mountpoint"].is_string());
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     assert!(waiting.wait().expect("our child").success(), "{}", fs::read_to_string(&errors).expect("text"));
 }
 
@@ -192,7 +192,7 @@ fn a_mount_of_another_data_directory_is_named_as_such() {
     let machine = world.attached("two");
     let mounted = machine.mount("shared", &world.directory("my mount"));
     other.refuses(&["umount", text(mounted.path())], &["another data directory", "--data-dir", "fusermount3 -u"]);
-    machine.run(&["umount", text(mounted.path())]);
+    machine.umount(&[text(mounted.path())]);
 }
 
 #[test]
@@ -212,7 +212,9 @@ fn process_ends_by_itself_when_others_unmount_or_a_signal_comes() {
             continue;
         }
         let mut mounted = machine.mount("shared", &mountpoint);
-        fs::write(mountpoint.join(number.to_string()), "bytes").expect("written");
+        // By another process: a descriptor of ours could be on its way to a process that another test is about to start.
+        let script = format!("printf bytes >{}", mountpoint.join(number.to_string()).display());
+        assert!(Command::new("sh").args(["-c", &script]).status().expect("a shell").success());
         end(&mounted);
         mounted.ended_well();
     }
@@ -229,8 +231,8 @@ fn two_machines_show_what_the_other_wrote() {
     fs::create_dir(mounted.path().join("from one")).expect("made");
     fs::write(mounted.path().join("from one/file"), vec![1; 300_000]).expect("written");
     one.run(&["drain"]);
-    two.run(&["pull"]);
-    assert_eq!(snapshot(other.path()), snapshot(mounted.path()));
+    two.pull();
+    becomes_equal(other.path(), mounted.path());
 
     fs::write(other.path().join("from two"), "more").expect("written");
     fs::rename(other.path().join("from one"), other.path().join("renamed by two")).expect("renamed");
@@ -239,7 +241,7 @@ fn two_machines_show_what_the_other_wrote() {
     eventually("the first machine shows what the second did", || {
         mounted.path().join("from two").exists() && mounted.path().join("renamed by two/file").exists()
     });
-    assert_eq!(snapshot(mounted.path()), snapshot(other.path()));
+    becomes_equal(mounted.path(), other.path());
 
     // A third sees everything from the start.
     let three = world.attached("three");
@@ -255,7 +257,7 @@ fn drive_works_while_its_remote_is_away() {
     let mut mounted = machine.mount("shared", &mountpoint);
     fs::write(mountpoint.join("before"), "bytes").expect("written");
     machine.run(&["drain"]);
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     mounted.ended_well();
     fs::rename(world.path("vault"), world.path("elsewhere")).expect("moved");
 
@@ -265,7 +267,7 @@ fn drive_works_while_its_remote_is_away() {
     let drained = machine.finish(&["drain", "--timeout", "1s"]);
     assert_eq!(drained.status.code(), Some(3), "{}{}", drained.out, drained.err);
     assert!(!world.path("vault").exists(), "nothing was written where the vault was");
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     mounted.ended_well();
     fs::rename(world.path("elsewhere"), world.path("vault")).expect("moved back");
 
@@ -398,7 +400,7 @@ fn a_limit_of_the_size_of_files_ends_writes_and_not_the_drive() {
     drop(file);
     fs::write(mountpoint.join("small"), "bytes").expect("written");
     assert_eq!(fs::read_to_string(mountpoint.join("small")).expect("read"), "bytes");
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     mounted.ended_well();
 }
 
@@ -441,7 +443,7 @@ fn an_ordinary_user_owns_the_drive_they_make() {
     let world = World::new();
     let home = world.path("").canonicalize().expect("there");
     let program = home.join("cairn");
-    fs::copy(env!("CARGO_BIN_EXE_cairn"), &program).expect("copied");
+    copy_program(env!("CARGO_BIN_EXE_cairn"), &program);
     chown(&home, Some(NOBODY), Some(NOBODY)).expect("we are root");
     let script = "set -e; mkdir drive; ./cairn mount drive --background >/dev/null; echo kept >drive/file; mkdir drive/d; \
                   cat drive/file; stat -c %u:%a drive; ./cairn drain; ./cairn umount drive; ./cairn status";

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::world::{Machine, Mounted, World, has_program, snapshot};
+use super::world::{Machine, Mounted, World, becomes_equal, has_program, snapshot};
 use crate::harness::{can_mount, eventually};
 use crate::servers::shared_seaweedfs;
 
@@ -67,7 +67,7 @@ impl<'a> Pair<'a> {
         self.machines[from].run(&["drain"]);
         let other = self.mounts[1 - from].path();
         eventually("the other machine shows what was drained", || other.join(&marker).exists());
-        assert_eq!(snapshot(other), snapshot(self.mounts[from].path()));
+        becomes_equal(other, self.mounts[from].path());
     }
 }
 
@@ -147,6 +147,8 @@ fn sqlite_in_wal_mode_under_load_is_whole_on_both_machines(_world: &World, pair:
             test "$seen" = 0
         done
         wait $one; wait $two; wait $three
+        # Of connections that are closed at the same time none may be the last, which removes the log.
+        sqlite3 app.db 'pragma wal_checkpoint(truncate)' >/dev/null
     "#;
     let tables = "pragma journal_mode=wal; create table t(writer, n, filler); create table total(n); insert into total values(0)";
     shell(pair.paths()[0], &format!("sqlite3 app.db '{tables}'"));

@@ -66,6 +66,6 @@ fn two_commands_of_the_readme_are_real() {
     let mut mounted = machine.mount_with(&["mount", mountpoint.to_str().expect("text")], &mountpoint);
     fs::write(mountpoint.join("file"), "bytes").expect("written");
     machine.run(&["drain"]);
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     mounted.ended_well();
 }

@@ -94,7 +94,7 @@ fn nothing_secret_is_logged_even_where_everything_is() {
         assert!(finished.status.success(), "{}", finished.err);
         told.extend([finished.out, finished.err]);
     }
-    machine.run(&["umount"]);
+    machine.umount(&[]);
     told.extend([mounted.printed(), mounted.log()]);
     // The same with a wrong key, whose error the server explains.
     let credentials = machine.data().join("credentials.toml");

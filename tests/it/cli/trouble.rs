@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::workload::{noise, work};
-use super::world::{Machine, Mounted, World, snapshot};
+use super::world::{Machine, Mounted, World, becomes_equal, snapshot};
 use crate::harness::can_mount;
 use crate::patience::{ends, eventually};
 use crate::servers::proxy::{FaultProxy, ProxyFaults};
@@ -39,8 +39,10 @@ impl<'a> Scene<'a> {
         let scene = Self { one, first, two, second };
         scene.one.run(&["drain"]);
         scene.two.run(&["drain"]);
-        scene.one.run(&["pull"]);
-        assert_eq!(fs::read_dir(scene.first.path().join("theirs")).expect("there").count(), 4);
+        scene.one.pull();
+        eventually("the first shows what the second has", || {
+            fs::read_dir(scene.first.path().join("theirs")).is_ok_and(|files| files.count() == 4)
+        });
         scene
     }
 
@@ -80,12 +82,12 @@ impl<'a> Scene<'a> {
     /// The remote is well: everything arrives, and all machines are the same, also one that starts from nothing.
     fn end(&self, world: &World) {
         self.one.run(&["drain"]);
-        self.two.run(&["pull"]);
+        self.two.pull();
         self.two.run(&["drain"]);
-        self.one.run(&["pull"]);
+        self.one.pull();
         fetch_all(self.first.path());
+        becomes_equal(self.first.path(), self.second.path());
         let expected = snapshot(self.second.path());
-        assert_eq!(snapshot(self.first.path()), expected);
         let three = world.attached("three");
         let third = three.mount("shared", &world.directory("mnt-3"));
         assert_eq!(snapshot(third.path()), expected);
@@ -162,9 +164,12 @@ fn survives_unreliability(faults: ProxyFaults, enough: fn(&FaultProxy) -> bool) 
         scene.one.run(&["drain"]);
         round += 1;
         assert!(round < 100, "the faults never came");
-        scene.two.run(&["pull"]);
-        let document = fs::read(scene.second.path().join("document")).expect("it has arrived");
-        assert!(document == vec![round as u8; LARGE], "torn, or of another round");
+        scene.two.pull();
+        eventually("the document has arrived", || {
+            let document = fs::read(scene.second.path().join("document")).unwrap_or_default();
+            assert!(document.iter().all(|byte| Some(byte) == document.first()), "torn");
+            document == vec![round as u8; LARGE]
+        });
     }
     // The other way: bytes or an error, never wrong ones, and all of them in the end.
     let path = scene.theirs(0);

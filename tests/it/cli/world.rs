@@ -5,19 +5,20 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::harness::can_mount;
-use crate::patience::{DEADLINE, eventually};
+use crate::patience::{eventually, eventually_some};
 use crate::servers::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY, remote_at, unique_prefix};
 
 pub const PASSPHRASE: &str = "correct horse battery staple";
@@ -112,10 +113,11 @@ impl World {
         self.attached_by(name, &self.remote)
     }
 
-    /// Attaches the vault to a further machine by another URL.
+    /// Attaches the vault to a further machine by another URL. Its readers wait for as long as it takes.
     pub fn attached_by<'a>(&'a self, name: &'a str, remote: &str) -> Machine<'a> {
         let machine = self.machine(name);
         machine.run(&["attach", remote, "--name", "shared", "--device-name", name, "--key-file", &self.key_file()]);
+        machine.set("read-deadline = '1d'\n");
         machine
     }
 
@@ -157,6 +159,16 @@ impl<'a> Machine<'a> {
         drives.next().expect("one drive").expect("readable").path()
     }
 
+    /// Gives its only drive these settings, from its next mount on.
+    pub fn set(&self, settings: &str) {
+        fs::write(self.drive_dir().join("settings.toml"), settings).expect("written");
+    }
+
+    /// Has its only drive publish nothing by itself, from its next mount on.
+    pub fn publishes_when_drained(&self) {
+        self.set("settle = '1d'\nmax-delay = '1d'\nread-deadline = '1d'\n");
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
         for (variable, _) in std::env::vars_os() {
@@ -177,8 +189,7 @@ impl<'a> Machine<'a> {
         command.stdout(File::create(&out).expect("a file")).stderr(File::create(&err).expect("a file"));
         let mut child = command.spawn().expect("the program starts");
         let status = wait(&mut child, &format!("cairn {}", arguments.join(" ")));
-        let text = |path| fs::read_to_string(path).expect("text");
-        Finished { status, out: text(out), err: text(err) }
+        Finished { status, out: text(&out), err: text(&err) }
     }
 
     /// Runs a command that must do what it is for; its output.
@@ -187,6 +198,22 @@ impl<'a> Machine<'a> {
         let Finished { status, out, err } = self.finish(arguments);
         assert!(status.success(), "cairn {} failed: {status}\n{out}{err}", arguments.join(" "));
         out
+    }
+
+    /// Unmounts what was used a moment ago: a process that another test is about to start may still hold a descriptor of ours.
+    #[track_caller]
+    pub fn umount(&self, arguments: &[&str]) {
+        eventually("nobody uses the mount", || {
+            let Finished { status, out, err } = self.finish(&[&["umount"], arguments].concat());
+            assert!(status.success() || err.contains("is in use"), "{status}\n{out}{err}");
+            status.success()
+        });
+    }
+
+    /// Pulls; again where the machine was so slow that a request took too long.
+    #[track_caller]
+    pub fn pull(&self) {
+        eventually("a pull succeeds", || self.finish(&["pull"]).status.success());
     }
 
     /// Runs a command that prints JSON.
@@ -277,11 +304,11 @@ impl Mounted {
     }
 
     pub fn printed(&self) -> String {
-        fs::read_to_string(&self.out).expect("text")
+        text(&self.out)
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.err).expect("text")
+        text(&self.err)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -328,42 +355,62 @@ impl Drop for Mounted {
     }
 }
 
+/// What a process has written so far; the last character may not be whole.
+fn text(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).expect("readable")).into_owned()
+}
+
 #[track_caller]
 fn wait(child: &mut Child, what: &str) -> ExitStatus {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("it is our child") {
-            return status;
-        }
-        if start.elapsed() > DEADLINE {
-            let _ = child.kill();
-            panic!("never ended: {what}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually_some(what, || child.try_wait().expect("it is our child"))
+}
+
+/// A program in another place, for others to run. Copied by a process of its own: a descriptor of ours that writes to it could be
+/// on its way to a process that another test is about to start, and nobody may run a file that is being written.
+pub fn copy_program(from: impl AsRef<Path>, to: &Path) {
+    let copied = Command::new("cp").arg(from.as_ref()).arg(to).status().expect("cp is there");
+    assert!(copied.success());
 }
 
 /// Everything of a tree that a copy must keep: paths, kinds, modes, owners, links, times, extended attributes and contents.
 pub fn snapshot(root: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
-    describe(root, Path::new(""), &mut lines);
-    lines.sort();
-    lines
+    try_snapshot(root).expect("it is there and readable")
 }
 
-fn describe(root: &Path, below: &Path, lines: &mut Vec<String>) {
-    for entry in fs::read_dir(root.join(below)).expect("a directory") {
-        let path = below.join(entry.expect("an entry").file_name());
+fn try_snapshot(root: &Path) -> io::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    describe(root, Path::new(""), &mut lines)?;
+    lines.sort();
+    Ok(lines)
+}
+
+/// Waits until a tree that was pulled shows all that is in another. The kernel is told of changes at once, but a machine that
+/// stands still for a second does not wait for it.
+#[track_caller]
+pub fn becomes_equal(pulled: &Path, original: &Path) {
+    for _ in 0..100 {
+        if try_snapshot(pulled).ok() == Some(snapshot(original)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(snapshot(pulled), snapshot(original));
+}
+
+fn describe(root: &Path, below: &Path, lines: &mut Vec<String>) -> io::Result<()> {
+    for entry in fs::read_dir(root.join(below))? {
+        let path = below.join(entry?.file_name());
         let full = root.join(&path);
-        let meta = fs::symlink_metadata(&full).expect("it is there");
-        lines.push(format!("{} {} {}", path.display(), attributes(&full, &meta), content(&full, &meta)));
+        let meta = fs::symlink_metadata(&full)?;
+        lines.push(format!("{} {} {}", path.display(), attributes(&full, &meta)?, content(&full, &meta)?));
         if meta.is_dir() {
-            describe(root, &path, lines);
+            describe(root, &path, lines)?;
         }
     }
+    Ok(())
 }
 
-fn attributes(path: &Path, meta: &Metadata) -> String {
+fn attributes(path: &Path, meta: &Metadata) -> io::Result<String> {
     let (mode, owner, links) = (meta.mode(), (meta.uid(), meta.gid()), meta.nlink());
     let mut names = vec![0; 4096];
     let length = rustix::fs::llistxattr(path, &mut names).unwrap_or(0);
@@ -372,20 +419,20 @@ fn attributes(path: &Path, meta: &Metadata) -> String {
         .filter(|name| !name.is_empty())
         .map(|name| {
             let mut value = vec![0; 4096];
-            let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value).expect("it was listed");
-            format!("{}={}", name.escape_ascii(), value[..length].escape_ascii())
+            let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value)?;
+            Ok(format!("{}={}", name.escape_ascii(), value[..length].escape_ascii()))
         })
-        .collect();
+        .collect::<io::Result<_>>()?;
     attributes.sort();
-    format!("{mode:o} {owner:?} {links} {}.{:09} {attributes:?}", meta.mtime(), meta.mtime_nsec())
+    Ok(format!("{mode:o} {owner:?} {links} {}.{:09} {attributes:?}", meta.mtime(), meta.mtime_nsec()))
 }
 
-fn content(path: &Path, meta: &Metadata) -> String {
-    if meta.is_symlink() {
-        format!("-> {}", fs::read_link(path).expect("a link").display())
+fn content(path: &Path, meta: &Metadata) -> io::Result<String> {
+    Ok(if meta.is_symlink() {
+        format!("-> {}", fs::read_link(path)?.display())
     } else if meta.is_file() {
-        blake3::hash(&fs::read(path).expect("readable")).to_string()
+        blake3::hash(&fs::read(path)?).to_string()
     } else {
         String::new()
-    }
+    })
 }

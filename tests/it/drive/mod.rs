@@ -9,7 +9,6 @@ pub mod mounted;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use bytes::Bytes;
 use cairn_platform_api::{Attributes, Caller, HandleNo, InodeNo, OpenMode, Opened, SetIdBits, Vfs, VfsName, VfsResult};
@@ -22,7 +21,7 @@ use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::harness::{DEADLINE, eventually};
+use crate::harness::{NEVER, eventually, eventually_some};
 
 /// Small, so that files of a few pages have several chunks.
 const CHUNK: usize = 8192;
@@ -78,6 +77,7 @@ impl Machine {
         let device = DeviceIdentity { id: DeviceId(7), name: "here".to_owned() };
         let mut settings = DriveSettings::new(device, runtime.handle().clone());
         settings.disk_reserve = 0;
+        settings.read_deadline = NEVER;
         adjust(&mut settings);
         let mut machine = Self { drive: None, remote: Arc::default(), settings, dir, _runtime: runtime };
         machine.open();
@@ -105,18 +105,14 @@ impl Machine {
     }
 
     fn open(&mut self) {
-        let start = Instant::now();
-        loop {
+        self.drive = Some(eventually_some("nobody has the drive any more", || {
             match Drive::open(self.dir.path(), self.settings.clone(), self.remote.clone()) {
-                Ok(drive) => {
-                    self.drive = Some(drive);
-                    return;
-                }
+                Ok(drive) => Some(drive),
                 // A read ahead that still runs keeps the old one for a moment.
-                Err(DriveError::InUse(_)) if start.elapsed() < DEADLINE => std::thread::yield_now(),
+                Err(DriveError::InUse(_)) => None,
                 Err(error) => panic!("the drive opens: {error:?}"),
             }
-        }
+        }));
     }
 
     /// What replication does: uploads all local contents and publishes. Answers how many contents were published.

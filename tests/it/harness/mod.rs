@@ -12,7 +12,7 @@ use cairn_platform_fuse::{Access, MountOptions, Mounted};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-pub use crate::patience::{DEADLINE, eventually};
+pub use crate::patience::{NEVER, eventually, eventually_some};
 
 /// Whether mounts can be tested here; says why not.
 pub fn can_mount() -> bool {

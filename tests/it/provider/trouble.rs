@@ -159,7 +159,10 @@ async fn without_a_key_access_is_denied_and_the_way_out_named() {
         crate::skip::skipped("the environment holds AWS settings");
         return;
     }
-    let provider = open(&server.remote(&unique_prefix()), &Credentials::default(), &hasty()).expect("opens");
+    // Nor does the machine that this runs on get one from its cloud.
+    let remote = format!("{}&imds=false", server.remote(&unique_prefix()));
+    let remote = RemoteUrl::parse(&remote).expect("valid");
+    let provider = open(&remote, &Credentials::default(), &hasty()).expect("opens");
     let error = provider.put(&object(), Bytes::new(), PutMode::Overwrite).await.expect_err("no key");
     assert_eq!((error.kind, error.retryable), (ErrorKind::PermissionDenied, false), "{}", with_causes(&error));
     assert!(error.to_string().contains("credentials"), "{error}");

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use cairn_platform_api::InodeNo;
@@ -19,7 +18,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::device::Device;
-use crate::patience::DEADLINE;
+use crate::patience::{NEVER, eventually_some};
 
 pub struct World {
     pub runtime: Runtime,
@@ -177,7 +176,7 @@ pub fn open_device(
 }
 
 pub fn settings() -> ReplicateSettings {
-    ReplicateSettings { read_deadline: DEADLINE, ..ReplicateSettings::default() }
+    ReplicateSettings { read_deadline: NEVER, ..ReplicateSettings::default() }
 }
 
 pub fn open_device_with(
@@ -195,30 +194,28 @@ pub fn open_device_with(
         read_deadline: replicate.read_deadline,
         ..DriveSettings::new(identity, runtime.handle().clone())
     };
-    let begun = Instant::now();
-    let drive = loop {
+    let drive = eventually_some("nobody has the drive any more", || {
         match Drive::open(dir, settings.clone(), Arc::new(fetcher.clone())) {
-            Ok(drive) => break drive,
+            Ok(drive) => Some(drive),
             // A task of the device that was closed just now still has its hand on the database.
-            Err(DriveError::InUse(_)) if begun.elapsed() < DEADLINE => std::thread::yield_now(),
+            Err(DriveError::InUse(_)) => None,
             Err(error) => panic!("cannot open the drive of {name}: {error}"),
         }
-    };
+    });
     let engine = Engine::new(Arc::clone(&drive), &fetcher, replicate);
     Device { name: name.to_owned(), drive, engine, fetcher }
 }
 
 /// Pushes until nothing is left.
 pub fn drain(runtime: &Runtime, device: &Device) -> Result<(), ReplicateError> {
-    let begun = Instant::now();
-    loop {
+    let is_drained = || {
         runtime.block_on(device.engine.push_round(Urgency::Drain))?;
-        let status = device.engine.status()?;
-        if status.is_drained() {
-            return Ok(());
-        }
-        assert!(begun.elapsed() < DEADLINE, "does not drain: {status:?}");
-    }
+        Ok(device.engine.status()?.is_drained())
+    };
+    eventually_some("the device drains", || match is_drained() {
+        Ok(drained) => drained.then_some(Ok(())),
+        Err(error) => Some(Err(error)),
+    })
 }
 
 fn device_id(name: &str) -> DeviceId {

@@ -16,8 +16,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::patience::{NEVER, eventually, eventually_some};
 use bytes::Bytes;
 use cairnfs::config::credentials::{AccessKey, Credentials};
 use cairnfs::provider::retry::RetrySettings;
@@ -30,8 +31,6 @@ pub const SECRET_ACCESS_KEY: &str = "testsecret123";
 /// The bucket that exists from the start.
 pub const BUCKET: &str = "test";
 
-/// Much longer than a server needs on a machine that does other things, too.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// Somebody else may take a port between our choice and the server's start.
 const START_ATTEMPTS: usize = 3;
 
@@ -138,16 +137,11 @@ impl S3Server {
         let output = File::create(&log).expect("a log file");
         command.stdin(Stdio::null()).stderr(output.try_clone().expect("a second handle")).stdout(output);
         let mut process = Process::spawn(&mut command, &self.folder);
-        let deadline = Instant::now() + READY_DEADLINE;
-        while !self.is_ready(&log) {
-            if let Some(status) = process.ended() {
-                return Err(format!("it ended with {status}: {}", tail(&log)));
-            }
-            if Instant::now() > deadline {
-                return Err(format!("it is not ready: {}", tail(&log)));
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        let ended = eventually_some("the server is ready, or has ended", || match process.ended() {
+            Some(status) => Some(Err(format!("it ended with {status}: {}", tail(&log)))),
+            None => self.is_ready(&log).then_some(Ok(())),
+        });
+        ended?;
         *self.process.lock().expect("not poisoned") = Some(process);
         self.wait_until_it_stores();
         Ok(())
@@ -159,7 +153,7 @@ impl S3Server {
             attempts: u32::MAX,
             first_delay: Duration::from_millis(10),
             longest_delay: Duration::from_millis(100),
-            give_up_after: READY_DEADLINE,
+            give_up_after: NEVER,
         };
         let settings = ProviderSettings { retry, ..ProviderSettings::default() };
         let store = async {
@@ -293,10 +287,7 @@ impl Process {
     fn stop(mut self) {
         let asked = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.server.id())]).status();
         assert!(asked.is_ok_and(|status| status.success()), "the server is there to be asked");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while self.ended().is_none() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
+        eventually("the server ends", || self.ended().is_some());
     }
 }
 
@@ -314,7 +305,6 @@ fn not_installed(kind: Kind) {
     crate::skip::skipped(format_args!("{} is not installed (scripts/test-deps installs it)", kind.program()));
 }
 
-/// A program that scripts/test-deps installed, or one of the system.
 /// A program that `scripts/test-deps` installed, or that is on the `PATH`.
 pub fn find_tool(program: &str) -> Option<PathBuf> {
     let installed = std::env::var_os("CAIRN_TEST_TOOLS").map(PathBuf::from).or_else(|| {
@@ -328,14 +318,17 @@ pub fn find_tool(program: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// Ports that were free a moment ago, all different. They are none of those that the system gives to connections (from 32768 on),
-/// so a server that was stopped finds its port free when it starts again.
+/// Ports that were free a moment ago; none of them is given out twice, as a server may not have taken its own yet, or be stopped.
+/// They are none of those that the system gives to connections (from 32768 on), so a server that was stopped finds its port free
+/// when it starts again.
 fn free_ports(count: usize) -> Vec<u16> {
-    let random = RandomState::new();
-    let candidates = (0_u64..).map(|n| 10_000 + (random.hash_one(n) % 22_000) as u16);
-    let listeners = candidates.filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
-    let listeners: Vec<TcpListener> = listeners.take(count).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("bound").port()).collect()
+    static FIRST: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("first"));
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let candidates = std::iter::repeat_with(|| {
+        let number = FIRST.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        10_000 + (number % 22_000) as u16
+    });
+    candidates.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).take(count).collect()
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
