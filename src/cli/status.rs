@@ -80,6 +80,9 @@ fn replication_text(out: &mut String, status: &Status) {
         )
     };
     line(out, "  only here", &only_here);
+    if let Some(waits) = &status.waits_for {
+        line(out, "  waits", waits);
+    }
     for file in status.left.iter().take(LEFT_SHOWN) {
         line(out, "  not sent", &format!("{file}, since {}", print::ago(file.since_ms)));
     }

@@ -520,7 +520,8 @@ impl Session {
 
     /// What keeps replication from going on, if anything does.
     fn trouble(&self) -> Option<String> {
-        self.replicator.status().ok()?.last_error.map(|trouble| trouble.message)
+        let status = self.replicator.status().ok()?;
+        status.last_error.map(|trouble| trouble.message).or(status.waits_for)
     }
 
     /// Ends the mount; the client learns that the drive is free by the end of the connection.

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -44,6 +45,8 @@ pub struct Engine {
     pub(super) mode: watch::Sender<Mode>,
     pub(super) known_packs: KnownPacks,
     pub(super) wanted: Arc<Wanted>,
+    /// There is no checkpoint to begin with: what is made here may be published.
+    pub(super) nothing_to_load: AtomicBool,
     pub(super) runtime: Handle,
     /// Held over a whole push round, network waits included: rounds of one kind never overlap. Taken before no other lock.
     pub(super) push: tokio::sync::Mutex<PushState>,
@@ -67,6 +70,7 @@ impl Engine {
             mode: watch::Sender::new(Mode::Running),
             known_packs: KnownPacks::default(),
             wanted: Arc::default(),
+            nothing_to_load: AtomicBool::default(),
             runtime: fetcher.runtime().clone(),
             push: tokio::sync::Mutex::default(),
             pull: tokio::sync::Mutex::default(),
@@ -149,6 +153,7 @@ impl Engine {
             outbox: left.segments_left,
             sending: Transfer::default(),
             left: self.left_files(),
+            waits_for: self.waits_for()?,
             last_error: None,
             halted: None,
             devices: Vec::new(),

@@ -1,12 +1,14 @@
 //! Begins with a checkpoint where this device has read no log yet, so that only what came after it must be replayed.
 //!
-//! Of the checkpoints on the remote the one that covers most is loaded. One that is damaged, incomplete or from a newer
-//! version is told of and passed over; when none is left, the logs are read from their beginning. The remote being away is
-//! no reason for that: the load goes on where it was.
+//! Of the checkpoints on the remote the one that covers most is loaded, or the one of which a part is loaded already. One
+//! that is damaged, incomplete or from a newer version is told of and passed over; when none is left, the logs are read from
+//! their beginning. The remote being away is no reason for that: the load goes on where it was. Until it is decided what
+//! this device begins with, it publishes nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -15,6 +17,7 @@ use super::checkpoint::{covered, listed_checkpoint};
 use super::engine::Engine;
 use super::error::ReplicateError;
 use super::pull::PullState;
+use super::ready::PushState;
 use super::rows::{self, KnownCheckpoint, LogCursor};
 use super::status::{Severity, now_ms};
 use crate::base::DeviceId;
@@ -79,12 +82,7 @@ impl LoadError {
 impl Engine {
     /// Loads a checkpoint, if this device has read nothing yet and there is one.
     pub(super) async fn join(self: &Arc<Self>, state: &mut PullState) -> Result<(), ReplicateError> {
-        if state.joined {
-            return Ok(());
-        }
-        let read_before = !rows::log_cursors(&**self.tree.store())?.is_empty();
-        if self.tree.join_state()? == JoinState::Settled || read_before {
-            state.joined = true;
+        if self.has_joined()? {
             return Ok(());
         }
         // An empty folder where the remote is not mounted has no checkpoints either.
@@ -94,6 +92,9 @@ impl Engine {
             if let Some((device, seq)) = listed_checkpoint(&entry.path) {
                 candidates.entry(device).or_default().push((seq, entry.size));
             }
+        }
+        if self.go_on(state, &candidates).await? {
+            return Ok(());
         }
         let mut open: HashMap<DeviceId, Found> = HashMap::new();
         loop {
@@ -110,8 +111,71 @@ impl Engine {
             }
         }
         self.blocking(|engine| Ok(engine.tree.abandon_join()?)).await?;
-        state.joined = true;
+        self.nothing_to_load.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether it is decided what this device begins with: a checkpoint was loaded, or there is none to load. Before that
+    /// nothing is published: who has change sets of its own cannot load a checkpoint any more, and would replay every log.
+    pub(super) fn has_joined(&self) -> Result<bool, ReplicateError> {
+        Ok(match self.tree.join_state()? {
+            JoinState::Settled => true,
+            JoinState::Loading(_) => false,
+            JoinState::Blank => {
+                self.nothing_to_load.load(Ordering::Acquire) || !rows::log_cursors(&**self.tree.store())?.is_empty()
+            }
+        })
+    }
+
+    /// Whether something of this device can be published. Looks whether there is a checkpoint, once; to load it is for
+    /// the next pull.
+    pub(super) async fn may_publish(&self, state: &mut PushState) -> Result<bool, ReplicateError> {
+        if self.has_joined()? {
+            return Ok(true);
+        }
+        if state.found_checkpoint || self.tree.join_state()? != JoinState::Blank {
+            return Ok(false);
+        }
+        let listed = self.request(self.provider.list(paths::CHECKPOINTS, None)).await?;
+        state.found_checkpoint = listed.iter().any(|entry| listed_checkpoint(&entry.path).is_some());
+        if !state.found_checkpoint {
+            self.nothing_to_load.store(true, Ordering::Release);
+        }
+        Ok(!state.found_checkpoint)
+    }
+
+    /// What comes before anything of this device can be published, for the status.
+    pub(super) fn waits_for(&self) -> Result<Option<String>, ReplicateError> {
+        if self.has_joined()? {
+            return Ok(None);
+        }
+        let what = match self.tree.join_state()? {
+            JoinState::Loading(_) => "a checkpoint of the vault is being loaded",
+            _ => "the vault was not read yet",
+        };
+        Ok(Some(format!("{what}; what is made here is published after that")))
+    }
+
+    /// Goes on with the load that was broken off, as long as its checkpoint can be read: another that has appeared meanwhile
+    /// covers more, but what was loaded of this one would be lost. Answers whether it is loaded now.
+    async fn go_on(self: &Arc<Self>, state: &mut PullState, candidates: &Candidates) -> Result<bool, ReplicateError> {
+        let JoinState::Loading(JoinSource { device, number, hash }) = self.tree.join_state()? else { return Ok(false) };
+        let path = paths::checkpoint(device, number);
+        let listed = candidates.get(&device).and_then(|numbers| numbers.iter().find(|(seq, _)| *seq == number));
+        let Some((_, size)) = listed.filter(|_| !state.unusable.contains(&path)) else { return Ok(false) };
+        let loaded = match self.open_checkpoint(path.clone(), *size).await {
+            Ok(found) if found.source.hash != hash => return Ok(false),
+            Ok(found) => self.load(&found).await,
+            Err(error) => Err(error),
+        };
+        match loaded {
+            Ok(()) => Ok(true),
+            Err(LoadError::Unusable(reason)) => {
+                self.pass_over(state, &path, &reason);
+                Ok(false)
+            }
+            Err(LoadError::Failed(error)) => Err(error),
+        }
     }
 
     /// Opens the newest checkpoint of each device of which none is open.
@@ -142,7 +206,8 @@ impl Engine {
         let object = self.get_checkpoint(&path, size).await?;
         let (device, seq) = paths::parse_checkpoint(&path).expect("it was made of both");
         let checkpoint = Checkpoint::open(self.vault.keys(), device, seq, &object)?;
-        Ok(Found { path, source: *blake3::hash(&object).as_bytes(), checkpoint })
+        let source = JoinSource { device, number: seq, hash: *blake3::hash(&object).as_bytes() };
+        Ok(Found { path, source, checkpoint })
     }
 
     fn pass_over(&self, state: &mut PullState, path: &ObjectPath, reason: &str) {

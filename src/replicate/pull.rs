@@ -46,8 +46,6 @@ const LONGEST_WAIT: u32 = 32;
 #[derive(Debug, Default)]
 pub struct PullState {
     broken: HashMap<DeviceId, Instant>,
-    /// Whether a checkpoint was loaded, or none is to be.
-    pub(super) joined: bool,
     /// Rounds in which only what is new of known logs is listed, before all of them are again.
     rounds_to_whole_listing: u32,
     /// Rounds until lists of chunks that could not be read are asked for again, and how many it were the last time.
@@ -92,6 +90,8 @@ impl Engine {
             let batch = self.plan(&mut state, &logs)?;
             if batch.is_empty() {
                 self.ask_again(&mut state).await?;
+                // A checkpoint that could not be loaded is made good for, and so is a round that failed.
+                ["join", "pull"].into_iter().for_each(|task| self.board.recovered(task));
                 return Ok(pulled);
             }
             let (segments, failure) = self.read_batch(&mut state, batch).await?;

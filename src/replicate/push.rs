@@ -20,7 +20,7 @@ use super::engine::Engine;
 use super::error::ReplicateError;
 use super::left::{Left, LeftReason};
 use super::reading::Parts;
-use super::ready::{HowFar, Ready, Remaining, Turn};
+use super::ready::{HowFar, PushState, Ready, Remaining, Turn};
 use super::rows;
 use super::send::{self, QUEUED};
 use super::settle::Urgency;
@@ -46,7 +46,7 @@ pub struct Pushed {
     pub segments: u64,
     /// Files that could not be sent because they change all the time, or cannot be read.
     pub left: Left,
-    /// Nothing could be published yet, since a checkpoint is being loaded: what was read is, by the next round.
+    /// Nothing could be published yet, since a checkpoint is to be loaded: what was read is, by the next round.
     pub waits: bool,
     /// How long it took to find out what is ready: rounds that find much to look at are to be rarer.
     pub search: Duration,
@@ -123,7 +123,7 @@ impl Engine {
             }
             (waiting, first) = (false, false);
             self.drive.set_sending(ready.files.iter().map(|file| file.ino).collect());
-            let result = self.publish(&ready, std::mem::take(&mut state.parts), &mut pushed).await;
+            let result = self.publish(&ready, &mut state, &mut pushed).await;
             self.drive.set_sending(HashSet::new());
             // Whatever went wrong, the remote may be another one when it is back.
             state.remote_checked = result.is_ok();
@@ -154,14 +154,18 @@ impl Engine {
     async fn publish(
         self: &Arc<Self>,
         ready: &Ready,
-        parts: Parts,
+        state: &mut PushState,
         pushed: &mut Pushed,
     ) -> Result<Read, ReplicateError> {
         pushed.segments += self.send_outbox().await?;
-        let mut read = Read { parts, ..Read::default() };
+        let mut read = Read { parts: std::mem::take(&mut state.parts), ..Read::default() };
         if !ready.files.is_empty() {
             let batch = ready.files.iter().map(|file| file.ino).collect();
             read = self.upload(batch, read.parts, pushed).await?;
+        }
+        if !self.may_publish(state).await? {
+            read.waits = true;
+            return Ok(read);
         }
         loop {
             let outcome = self.blocking(|engine| engine.cut()).await?;

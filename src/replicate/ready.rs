@@ -24,6 +24,8 @@ const READING_SHARE: u32 = 10;
 pub struct PushState {
     /// The remote was found to hold this vault, and no more of our log than we wrote.
     pub(super) remote_checked: bool,
+    /// There is a checkpoint to begin with: the pull loads it.
+    pub(super) found_checkpoint: bool,
     files: HashMap<InodeNo, Seen>,
     pub(super) changes: Changes,
     pub(super) parts: Parts,

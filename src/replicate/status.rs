@@ -97,6 +97,8 @@ pub struct Status {
     pub sending: Transfer,
     /// Files whose time had come and that could not be sent: they are only here, or newer here.
     pub left: Vec<LeftFile>,
+    /// What must come before anything of this device can be published, if something must.
+    pub waits_for: Option<String>,
     /// What went wrong last and has not been made good.
     pub last_error: Option<Trouble>,
     /// Why replication cannot go on without a person, if so.
@@ -313,6 +315,7 @@ mod tests {
             outbox: 4,
             sending: Transfer::default(),
             left: vec![LeftFile { path: "a".to_owned(), reason: LeftReason::Restless, since_ms: 5 }],
+            waits_for: None,
             last_error: Some(Trouble { at_ms: 1, message: "no route".to_owned() }),
             halted: None,
             devices: vec![DeviceStatus { id: "00000a".to_owned(), ..DeviceStatus::default() }],

@@ -19,8 +19,8 @@ use super::namespace::{Images, Namespace, decoded};
 use super::pending::Pending;
 use super::rows;
 use super::{Tree, TreeError};
-use crate::base::ChangeId;
 use crate::base::codec::{DecodeError, Reader, Writer};
+use crate::base::{ChangeId, DeviceId};
 use crate::store::{Exclusive, Operation, Rows};
 
 /// The row that says what is being loaded.
@@ -33,8 +33,16 @@ const GROUP: usize = if cfg!(test) { 500 } else { 1 << 20 };
 /// Rows that are taken away in one operation.
 const CLEARED: usize = 4096;
 
-/// What a checkpoint is known by: the hash of its object.
-pub type JoinSource = [u8; 32];
+/// What a checkpoint is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JoinSource {
+    /// Who wrote it.
+    pub device: DeviceId,
+    /// Its number among those of that device.
+    pub number: u64,
+    /// The hash of its object.
+    pub hash: [u8; 32],
+}
 
 /// Why rows were not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +86,9 @@ impl Join {
     fn mark(&self) -> Vec<u8> {
         let mut writer = Writer::with_capacity(128);
         writer.u8(VERSION);
-        writer.raw(&self.source);
+        writer.u32(self.source.device.0);
+        writer.u64(self.source.number);
+        writer.raw(&self.source.hash);
         writer.u64(self.stream.position());
         writer.bytes(self.stream.last());
         rows::write_option(&mut writer, self.newest, rows::write_change_id);
@@ -88,7 +98,8 @@ impl Join {
     fn from_mark(mark: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(mark);
         reader.version(VERSION, "the row of a load")?;
-        let source = reader.array("a hash")?;
+        let device = DeviceId(reader.u32("a device")?);
+        let source = JoinSource { device, number: reader.u64("a number")?, hash: reader.array("a hash")? };
         let position = reader.u64("a position")?;
         let last = reader.bytes(KEY_MAX, "a key")?.to_vec();
         let newest = rows::read_option(&mut reader, rows::read_change_id)?;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::model::{Device, Random, World, seeds};
 use super::*;
-use crate::base::ChangeId;
+use crate::base::{ChangeId, DeviceId};
 
-const SOURCE: JoinSource = [5; 32];
+const SOURCE: JoinSource = JoinSource { device: DeviceId(1), number: 7, hash: [5; 32] };
 
 /// The published rows of a device as a checkpoint has them.
 fn stream_of(tree: &Tree) -> (Vec<u8>, Option<ChangeId>) {
@@ -136,7 +136,8 @@ fn load_that_is_abandoned_at_any_moment_leaves_what_was_there_before() {
         if world.random.one_in(2) {
             tree.abandon_join().unwrap();
         } else {
-            let other = tree.begin_join([6; 32]).unwrap().expect("another checkpoint can be loaded");
+            let other =
+                tree.begin_join(JoinSource { number: 8, ..SOURCE }).unwrap().expect("another checkpoint can be loaded");
             assert_eq!(other.position(), 0);
             tree.abandon_join().unwrap();
         }

@@ -72,6 +72,28 @@ fn checkpoint_is_written_by_itself_once_enough_segments_have_come() {
 }
 
 #[test]
+fn new_device_that_drains_at_once_begins_with_the_checkpoint() {
+    let world = World::new();
+    let a = world.device_of("a", Arc::clone(&world.remote), |settings| {
+        settings.checkpoint = CheckpointPolicy { segments: 1, bytes: u64::MAX };
+    });
+    a.write("theirs", b"from a");
+    world.drain(&a);
+    assert!(world.runtime.block_on(a.engine.checkpoint_round()).expect("it is written").written);
+    // Who replays the logs does not find them.
+    while world.objects("log/") > 0 {
+        world.alter_last("log/", |_| None);
+    }
+    let b = world.device("b");
+    b.write("mine", b"from b");
+    let replicator = start(&world, &b);
+    world.runtime.block_on(replicator.drain(|_| {})).expect("it drains");
+    assert_eq!(b.everything().len(), 2);
+    assert_eq!(replicator.status().expect("there is a status").waits_for, None);
+    world.runtime.block_on(replicator.stop());
+}
+
+#[test]
 fn task_that_panics_is_reported_and_started_again() {
     let world = World::new();
     let a = world.device("a");

@@ -1,9 +1,10 @@
 //! A new device begins with a checkpoint, and what goes wrong with one costs nothing but time.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use cairnfs::provider::faults::{FaultInjection, FaultSettings, Faults};
 use cairnfs::provider::fs::FsProvider;
 use cairnfs::provider::{ObjectPath, Provider, PutMode};
 use cairnfs::replicate::{CheckpointPolicy, Checkpointed, ReplicateError, Stopped, Urgency};
@@ -70,6 +71,23 @@ fn remove_covered(world: &World, checkpoint: &Checkpoint) {
 fn trouble(device: &Device) -> String {
     let status = device.engine.status().expect("there is a status");
     status.last_error.map(|trouble| trouble.message).unwrap_or_default()
+}
+
+/// Pulls; the last that the status told of meanwhile, when logs were about to be folded.
+fn pull_and_listen(world: &World, device: &Device) -> String {
+    let told = Arc::new(Mutex::new(String::new()));
+    let (heard, engine) = (Arc::clone(&told), Arc::downgrade(&device.engine));
+    device.engine.failpoints.set_hook(move |step| {
+        if step == "pull.before_fold" {
+            let status = engine.upgrade().and_then(|engine| engine.status().ok());
+            let trouble = status.and_then(|status| status.last_error).map(|trouble| trouble.message);
+            *heard.lock().expect("nobody panics") = trouble.unwrap_or_default();
+        }
+        Ok(())
+    });
+    world.pull(device);
+    device.engine.failpoints.set_hook(|_| Ok(()));
+    told.lock().expect("nobody panics").clone()
 }
 
 #[test]
@@ -141,6 +159,50 @@ fn what_a_new_device_made_before_it_joined_is_kept_and_merged() {
 }
 
 #[test]
+fn what_is_made_before_the_first_pull_waits_for_the_checkpoint() {
+    let world = World::new();
+    let a = eager(&world, "a");
+    a.write("a", b"from a");
+    world.drain(&a);
+    remove_covered(&world, &write_checkpoint(&world, &a));
+    let faults = FaultInjection::new(1);
+    let recorded = Recorded::new(Arc::new(Faults::new(Arc::clone(&world.remote), faults.clone())));
+    let b = world.device_over("b", Arc::clone(&recorded) as Arc<dyn Provider>);
+    b.write("b", b"from b");
+    let waits = || b.engine.status().expect("there is a status").waits_for.unwrap_or_default();
+
+    faults.set(FaultSettings { error: 1.0, ..FaultSettings::default() });
+    let pushed = world.runtime.block_on(b.engine.push_round(Urgency::Drain));
+    assert!(matches!(pushed, Err(ReplicateError::Provider(_))), "{pushed:?}");
+    assert_eq!(b.read("b").expect("it is here"), b"from b");
+    assert!(waits().contains("not read yet"), "{}", waits());
+
+    faults.set(FaultSettings::default());
+    for round in 0..3 {
+        recorded.take();
+        let pushed = world.runtime.block_on(b.engine.push_round(Urgency::Drain)).expect("contents are sent");
+        assert!(pushed.segments == 0 && pushed.waits, "{pushed:?}");
+        let looked = recorded.take().lists_of("checkpoints/");
+        assert_eq!(looked, usize::from(round == 0), "it looks once whether there is a checkpoint");
+    }
+    assert_eq!(world.objects("log/"), 0);
+    let failed = Arc::new(AtomicUsize::new(0));
+    b.engine.failpoints.set_hook(move |step| match step {
+        "join.before_end" if failed.fetch_add(1, Ordering::SeqCst) == 0 => Err(Stopped("join.before_end")),
+        _ => Ok(()),
+    });
+    assert!(world.runtime.block_on(b.engine.pull_round()).is_err());
+    assert!(waits().contains("being loaded"), "{}", waits());
+    world.pull(&b);
+    assert_eq!(waits(), "");
+    world.drain(&b);
+    let c = world.device("c");
+    world.pull(&c);
+    assert_eq!(c.everything().len(), 2);
+    assert!(c.everything() == b.everything());
+}
+
+#[test]
 fn log_that_does_not_continue_what_the_checkpoint_covers_is_not_read() {
     let world = World::new();
     let a = eager(&world, "a");
@@ -209,18 +271,20 @@ fn checkpoint_that_cannot_be_used_is_passed_over_for_an_older_one_and_at_last_th
 
         let recorded = Recorded::new(Arc::clone(&world.remote));
         let b = world.device_over("b", Arc::clone(&recorded) as Arc<dyn Provider>);
-        world.pull(&b);
+        let told = pull_and_listen(&world, &b);
         assert!(b.everything() == a.everything(), "{how}");
         let since = (world.objects("log/") as u64 - first.covers[0].seq) as usize;
         let record = recorded.take();
-        assert_eq!(record.gets_below("log/"), since, "{how}: {}: {record:?}", trouble(&b));
-        assert!(trouble(&b).contains("checkpoints/"), "{how}: {}", trouble(&b));
+        assert_eq!(record.gets_below("log/"), since, "{how}: {told}: {record:?}");
+        assert!(told.contains("checkpoints/"), "{how}: {told}");
+        assert_eq!(trouble(&b), "", "{how}: it was made good for");
 
         spoil(&first_path, &first);
         let c = world.device("c");
-        world.pull(&c);
+        let told = pull_and_listen(&world, &c);
         assert!(c.everything() == a.everything(), "{how}");
-        assert!(trouble(&c).contains("logs are read"), "{how}: {}", trouble(&c));
+        assert!(told.contains("logs are read"), "{how}: {told}");
+        assert_eq!(trouble(&c), "", "{how}: it was made good for");
     }
 }
 
@@ -239,10 +303,12 @@ fn checkpoint_whose_rows_are_not_rows_is_refused() {
     let object = odd.seal(world.vault.keys()).expect("it is small");
     let path = paths::checkpoint(odd.device, odd.seq);
     world.runtime.block_on(world.remote.put(&path, object, PutMode::IfAbsent)).expect("it is stored");
+    a.write("after", b"the checkpoint");
+    world.drain(&a);
     let b = world.device("b");
-    world.pull(&b);
+    let told = pull_and_listen(&world, &b);
     assert!(b.everything() == a.everything());
-    assert!(trouble(&b).contains(path.as_str()), "{}", trouble(&b));
+    assert!(told.contains(path.as_str()), "{told}");
 }
 
 /// Directories with names that do not compress, of which a checkpoint has many chunks.
@@ -304,6 +370,53 @@ fn next_checkpoint_of_a_large_tree_costs_little_and_a_load_that_broke_off_goes_o
     world.pull(&a);
     assert_eq!(a.read("meanwhile").expect("it was published"), b"written while the checkpoint is loaded");
     assert!(a.everything() == b.everything());
+}
+
+/// Has a new device load half of the last checkpoint.
+fn load_half(world: &World, name: &str, chunks: usize) -> Device {
+    let device = world.device(name);
+    let passed = AtomicUsize::new(0);
+    device.engine.failpoints.set_hook(move |step| match step {
+        "join.after_chunk" if passed.fetch_add(1, Ordering::SeqCst) == chunks / 2 => Err(Stopped("join.after_chunk")),
+        _ => Ok(()),
+    });
+    let pulled = world.runtime.block_on(device.engine.pull_round());
+    assert!(matches!(pulled, Err(ReplicateError::Stopped(_))), "{pulled:?}");
+    device
+}
+
+#[test]
+fn load_that_broke_off_goes_on_although_another_checkpoint_covers_more() {
+    let world = World::new();
+    let a = eager(&world, "a");
+    many_directories(&a);
+    world.drain(&a);
+    let first = write_checkpoint(&world, &a);
+    let chunks = first.rows.chunks.len();
+    let path = last_of(&world, &a);
+    let (b, c) = (load_half(&world, "b", chunks), load_half(&world, "c", chunks));
+    a.write("one more", b"file");
+    world.drain(&a);
+    write_checkpoint(&world, &a);
+
+    let loaded = Arc::new(AtomicUsize::new(0));
+    let b = world.restart(b);
+    b.engine.failpoints.set_hook({
+        let loaded = Arc::clone(&loaded);
+        move |step| {
+            loaded.fetch_add(usize::from(step == "join.after_chunk"), Ordering::SeqCst);
+            Ok(())
+        }
+    });
+    world.pull(&b);
+    let loaded = loaded.load(Ordering::SeqCst);
+    assert!(loaded > 0 && loaded < chunks, "{loaded} of {chunks} chunks");
+    assert!(b.everything() == a.everything());
+
+    remove(&world, &path);
+    let c = world.restart(c);
+    world.pull(&c);
+    assert!(c.everything() == a.everything(), "what was loaded of one that is gone does no harm");
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub struct Record {
     pub gets: Vec<String>,
     pub downloaded: u64,
     pub lists: u64,
+    /// What was listed.
+    pub prefixes: Vec<String>,
     /// Objects that lists answered.
     pub listed: u64,
 }
@@ -21,6 +23,10 @@ pub struct Record {
 impl Record {
     pub fn gets_below(&self, prefix: &str) -> usize {
         self.gets.iter().filter(|path| path.starts_with(prefix)).count()
+    }
+
+    pub fn lists_of(&self, prefix: &str) -> usize {
+        self.prefixes.iter().filter(|listed| *listed == prefix).count()
     }
 }
 
@@ -67,7 +73,11 @@ impl Provider for Recorded {
     }
 
     fn list<'a>(&'a self, prefix: &'a str, start_after: Option<&'a str>) -> ProviderFuture<'a, Vec<ObjectEntry>> {
-        self.record.lock().lists += 1;
+        {
+            let mut record = self.record.lock();
+            record.lists += 1;
+            record.prefixes.push(prefix.to_owned());
+        }
         Box::pin(async move {
             let entries = self.inner.list(prefix, start_after).await?;
             self.record.lock().listed += entries.len() as u64;
