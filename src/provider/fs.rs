@@ -20,8 +20,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    Capabilities, ErrorKind, ObjectEntry, ObjectMeta, ObjectPath, Provider, ProviderError, ProviderFuture, PutMode,
-    RemoteUrl,
+    Capabilities, ErrorKind, LISTED_MAX, OBJECT_MAX, ObjectEntry, ObjectMeta, ObjectPath, Provider, ProviderError,
+    ProviderFuture, PutMode, RemoteUrl,
 };
 
 /// What the names of temporaries begin with; no object can have such a name.
@@ -248,6 +248,9 @@ impl Task<'_> {
         let mut folders = vec![Stop { place: folder, prefix: self.object.to_owned(), links: Links::Follow }];
         while let Some(stop) = folders.pop() {
             self.look_into(&stop, &mut folders, &mut found)?;
+            if found.len() > LISTED_MAX {
+                return Err(self.error(ErrorKind::Corrupt).with_source("it holds more objects than any vault"));
+            }
         }
         Ok(found)
     }
@@ -373,7 +376,10 @@ fn read(file: &Path, range: Option<Range<u64>>) -> io::Result<Bytes> {
     let mut body = Vec::new();
     match range {
         None => {
-            opened.read_to_end(&mut body)?;
+            if opened.metadata()?.len() > OBJECT_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any object"));
+            }
+            opened.take(OBJECT_MAX).read_to_end(&mut body)?;
         }
         Some(range) => {
             let length = range.end.checked_sub(range.start).ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -415,7 +421,7 @@ fn classify(error: &io::Error) -> (ErrorKind, bool) {
         Io::AlreadyExists => (ErrorKind::AlreadyExists, false),
         Io::PermissionDenied | Io::ReadOnlyFilesystem => (ErrorKind::PermissionDenied, false),
         Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => (ErrorKind::NoSpace, false),
-        Io::UnexpectedEof => (ErrorKind::Corrupt, false),
+        Io::UnexpectedEof | Io::InvalidData => (ErrorKind::Corrupt, false),
         Io::TimedOut => (ErrorKind::Timeout, true),
         Io::StaleNetworkFileHandle
         | Io::HostUnreachable

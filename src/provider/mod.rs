@@ -4,6 +4,7 @@
 //! Invariants that callers rely on:
 //! - [`Provider::get`] gives exactly what was asked for, or an error; it never gives less.
 //! - [`Provider::list`] is complete, or an error.
+//! - Nothing that a store sends takes more memory than was asked for: see [`OBJECT_MAX`], [`LISTED_MAX`] and [`read_whole`].
 //! - What is not known is an error: `Ok(None)` of [`Provider::head`] means confirmed absent.
 //! - A failed put may have been applied, whole; it is never applied in part.
 //! - Nothing that is displayed, debug-printed or logged here holds a secret.
@@ -21,6 +22,7 @@ pub mod memory;
 pub mod metrics;
 mod open;
 mod path;
+mod read;
 mod remote_url;
 pub mod retry;
 pub mod s3;
@@ -38,8 +40,15 @@ pub use error::{ErrorKind, ProviderError};
 pub use metrics::{MetricsSnapshot, ProviderMetrics};
 pub use open::{ProviderSettings, decorate, open};
 pub use path::{InvalidObjectPath, ObjectPath};
+pub use read::{holds, read_whole};
 pub use remote_url::{RemoteUrl, RemoteUrlError};
 pub use throttle::BandwidthLimits;
+
+/// No object is longer: a pack of 256 MiB and a chunk, padded. Of a longer one nothing is handed out.
+pub const OBJECT_MAX: u64 = 512 << 20;
+
+/// The most objects of a listing: a vault of 100 TB has as many. A store that goes on listing is not believed.
+pub const LISTED_MAX: usize = 8 << 20;
 
 /// What an operation of a [`Provider`] returns.
 pub type ProviderFuture<'a, T> = BoxFuture<'a, Result<T, ProviderError>>;
@@ -57,14 +66,16 @@ pub trait Provider: Send + Sync + 'static {
     /// which two writers can pass at once.
     fn put<'a>(&'a self, path: &'a ObjectPath, body: Bytes, mode: PutMode) -> ProviderFuture<'a, ()>;
 
-    /// Reads the object, or exactly `range` of it. A range that ends after the object is [`ErrorKind::Corrupt`].
+    /// Reads the object, or exactly `range` of it. A range that ends after the object is [`ErrorKind::Corrupt`], and so is an
+    /// object longer than [`OBJECT_MAX`] where all of it is asked for.
     fn get<'a>(&'a self, path: &'a ObjectPath, range: Option<Range<u64>>) -> ProviderFuture<'a, Bytes>;
 
     /// What is known of the object; `None` when it is confirmed absent.
     fn head<'a>(&'a self, path: &'a ObjectPath) -> ProviderFuture<'a, Option<ObjectMeta>>;
 
     /// Every object at any depth below `prefix`, which is empty or ends in `/`, sorted by the bytes of the path. With
-    /// `start_after` (a whole path, `prefix` included) only those that sort after it.
+    /// `start_after` (a whole path, `prefix` included) only those that sort after it. More than [`LISTED_MAX`] are
+    /// [`ErrorKind::Corrupt`].
     fn list<'a>(&'a self, prefix: &'a str, start_after: Option<&'a str>) -> ProviderFuture<'a, Vec<ObjectEntry>>;
 
     /// Removes the object; one that is absent is fine.

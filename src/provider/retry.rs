@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Capabilities, ErrorKind, ObjectEntry, ObjectMeta, ObjectPath, Provider, ProviderError, ProviderFuture, PutMode,
+    holds,
 };
 
 /// When an operation is tried again.
@@ -93,9 +94,9 @@ impl Retry {
     ) -> Result<(), ProviderError> {
         match self.inner.put(path, body.clone(), mode).await {
             Err(error) if error.kind == ErrorKind::AlreadyExists && failures > 0 => {
-                match self.inner.get(path, None).await {
-                    Ok(stored) if stored == body => Ok(()),
-                    Ok(_) => Err(error),
+                match holds(&*self.inner, path, &body).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(error),
                     Err(read) if read.kind == ErrorKind::NotFound => Err(ProviderError { retryable: true, ..read }),
                     Err(read) => Err(read),
                 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use http::{Request, Response, StatusCode, header};
 use opendal::layers::HttpClientLayer;
 use opendal::raw::{HttpBody, HttpClient, HttpFetch};
@@ -23,13 +23,17 @@ use crate::config::credentials::AccessKey;
 
 use super::remote_url::{MetadataService, S3Location};
 use super::{
-    Capabilities, ErrorKind, ObjectEntry, ObjectMeta, ObjectPath, Provider, ProviderError, ProviderFuture, PutMode, tls,
+    Capabilities, ErrorKind, LISTED_MAX, OBJECT_MAX, ObjectEntry, ObjectMeta, ObjectPath, Provider, ProviderError,
+    ProviderFuture, PutMode, tls,
 };
 
 /// Completed by the region.
 const AMAZON: &str = "https://s3.amazonaws.com";
 /// The region that stores which have none want to see in a signature.
 const DEFAULT_REGION: &str = "us-east-1";
+
+/// The longest answer that is not an object: a page of a listing has 1000 entries, whose paths are escaped.
+const ANSWER_MAX: u64 = 16 << 20;
 
 /// A bucket, or a part of one.
 pub struct S3Provider {
@@ -84,14 +88,15 @@ impl S3Provider {
     where
         F: IntoFuture<Output = opendal::Result<T>>,
     {
-        self.run_noted(operation, object, work).await.map(|(value, _)| value)
+        self.run_noted(operation, object, ANSWER_MAX, work).await.map(|(value, _)| value)
     }
 
-    /// The same, with what is noted of the last response.
+    /// The same, with what is noted of the last response. An answer longer than `longest` bytes is broken off.
     async fn run_noted<T, F>(
         &self,
         operation: &'static str,
         object: &str,
+        longest: u64,
         work: F,
     ) -> Result<(T, Option<ResponseNote>), ProviderError>
     where
@@ -101,7 +106,8 @@ impl S3Provider {
             let result = work.into_future().await;
             (result, LAST_RESPONSE.with(Cell::get))
         };
-        let (result, response) = LAST_RESPONSE.scope(Cell::new(None), noted).await;
+        let noted = LAST_RESPONSE.scope(Cell::new(None), noted);
+        let (result, response) = LONGEST_ANSWER.scope(longest, noted).await;
         match result {
             Ok(value) => Ok((value, response)),
             Err(error) => Err(self.failed(operation, object, &error, response)),
@@ -164,9 +170,11 @@ struct ResponseNote {
 tokio::task_local! {
     /// The last response of the operation that runs in this task. OpenDAL sends what we ask of it from the task that asks.
     static LAST_RESPONSE: Cell<Option<ResponseNote>>;
+    /// How long an answer to that operation can be.
+    static LONGEST_ANSWER: u64;
 }
 
-/// An HTTP client that notes responses in [`LAST_RESPONSE`].
+/// An HTTP client that notes responses in [`LAST_RESPONSE`], and reads no more of one than [`LONGEST_ANSWER`].
 struct ResponseNotes(reqwest::Client);
 
 impl HttpFetch for ResponseNotes {
@@ -181,8 +189,18 @@ impl HttpFetch for ResponseNotes {
             retry_after: header(header::RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now())),
             range_start: header(header::CONTENT_RANGE).and_then(parse_range_start),
         }));
-        Ok(response)
+        let mut left = LONGEST_ANSWER.try_with(|longest| *longest).unwrap_or(ANSWER_MAX);
+        let limited = move |piece: opendal::Result<Buffer>| {
+            let piece = piece?;
+            left = left.checked_sub(piece.len() as u64).ok_or_else(too_long)?;
+            Ok(piece)
+        };
+        Ok(response.map(|body| body.map_inner(|stream| Box::new(stream.map(limited)))))
     }
+}
+
+fn too_long() -> opendal::Error {
+    opendal::Error::new(opendal::ErrorKind::Unexpected, "the answer is longer than it can be")
 }
 
 /// Seconds, or a date (RFC 9110, section 10.2.3).
@@ -313,7 +331,8 @@ impl Provider for S3Provider {
         Box::pin(async move {
             let read = self.operator.read_with(path.as_str());
             let Some(range) = range else {
-                return self.run("get", path.as_str(), read).await.map(|body| body.to_bytes());
+                let (body, _) = self.run_noted("get", path.as_str(), OBJECT_MAX, read).await?;
+                return Ok(body.to_bytes());
             };
             let wrong = || ProviderError::new(ErrorKind::Corrupt, "get", &self.name, path.as_str());
             let length = range.end.checked_sub(range.start).ok_or_else(wrong)?;
@@ -325,7 +344,7 @@ impl Provider for S3Provider {
                 };
             }
             let start = range.start;
-            let (body, response) = self.run_noted("get", path.as_str(), read.range(range)).await?;
+            let (body, response) = self.run_noted("get", path.as_str(), length, read.range(range)).await?;
             // A range that ends behind the object is answered with what there is; by a server that knows no ranges, with all.
             // The status does not tell: some answer 200 to a range that they respect.
             let answered_start = response.and_then(|response| response.range_start).unwrap_or(0);
@@ -357,6 +376,9 @@ impl Provider for S3Provider {
                 };
                 let (mut lister, mut listed) = (lister.await?, Vec::new());
                 while let Some(entry) = next_in_time(&mut lister, self.page_timeout).await? {
+                    if listed.len() >= LISTED_MAX {
+                        return Err(too_long());
+                    }
                     listed.push(entry);
                 }
                 Ok(listed)
@@ -415,6 +437,10 @@ mod tests {
                 let _ = connection.write_all(response.as_bytes()).await;
             }
         });
+        provider_at(address)
+    }
+
+    fn provider_at(address: std::net::SocketAddr) -> S3Provider {
         let url = format!("s3://bucket/prefix?endpoint=http://{address}&region=nowhere");
         let Ok(RemoteUrl::S3(location)) = RemoteUrl::parse(&url) else { panic!("a valid URL") };
         let key = AccessKey {
@@ -528,6 +554,43 @@ mod tests {
         let error =
             with_server(whole).await.get(&path(), Some(5..15)).await.expect_err("not the range, as long as it is");
         assert_eq!(error.kind, ErrorKind::Corrupt, "{}", with_causes(&error));
+    }
+
+    /// A provider whose server sends this, and after it zeros for as long as somebody reads them.
+    async fn with_endless_answer(head: &'static str) -> S3Provider {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut request, mut sent) = ([0; 4096], connection.write_all(head.as_bytes()).await);
+                    // What is asked does not matter, but must be taken.
+                    let _ = connection.read(&mut request).await;
+                    while sent.is_ok() {
+                        sent = connection.write_all(&[b'0'; 65536]).await;
+                    }
+                });
+            }
+        });
+        provider_at(address)
+    }
+
+    #[tokio::test]
+    async fn no_more_is_read_than_can_come() {
+        const HUGE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\nConnection: close\r\n\r\n";
+        const ENDLESS: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+        for head in [HUGE, ENDLESS] {
+            let provider = with_endless_answer(head).await;
+            let error = provider.get(&path(), Some(0..100)).await.expect_err("the range is ignored");
+            let text = with_causes(&error);
+            assert_eq!((error.kind, error.retryable), (ErrorKind::Corrupt, false), "{text}");
+            assert!(text.contains("\"object\"") && text.contains("longer than it can be"), "{text}");
+            let error = provider.list("log/", None).await.expect_err("no listing is as long");
+            assert_eq!(error.kind, ErrorKind::Corrupt, "{}", with_causes(&error));
+        }
+        let refused = with_endless_answer("HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n").await;
+        let error = refused.get(&path(), Some(0..100)).await.expect_err("the error has no end");
+        assert_eq!(error.kind, ErrorKind::Other, "{}", with_causes(&error));
     }
 
     #[tokio::test]

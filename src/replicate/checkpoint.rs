@@ -20,7 +20,7 @@ use crate::base::codec::DecodeError;
 use crate::base::{ChangeId, DeviceId};
 use crate::chunk::{ChunkId, ChunkLocation, ChunkRef, Chunker, ChunkerParams, Compressor, Last, Manifest, PackId};
 use crate::provider::error::with_causes;
-use crate::provider::{ErrorKind, ObjectEntry, ObjectPath, PutMode};
+use crate::provider::{ErrorKind, ObjectEntry, ObjectPath, PutMode, holds};
 use crate::store::StoreSnapshot;
 use crate::tree::{JoinState, dump_published};
 use crate::vault::{Checkpoint, Covered, FinishedPack, LOG_OBJECT_MAX, PackBuilder, VaultError, paths};
@@ -215,7 +215,7 @@ impl Engine {
         match result {
             Err(ReplicateError::Provider(error)) if error.kind == ErrorKind::AlreadyExists => {
                 // Perhaps it was stored, and the answer was lost.
-                if self.request(self.provider.get(&path, None)).await? == object {
+                if self.request(holds(&*self.provider, &path, &object)).await? {
                     return Ok(());
                 }
                 self.note_own_number(checkpoint.seq)?;

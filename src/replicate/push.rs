@@ -27,7 +27,7 @@ use super::settle::Urgency;
 use super::status::Outcome;
 use super::upload::{Cutter, FileOutcome};
 use crate::chunk::PackId;
-use crate::provider::{ErrorKind, PutMode};
+use crate::provider::{ErrorKind, PutMode, holds};
 use crate::tree::keys;
 use crate::vault::paths;
 
@@ -229,9 +229,9 @@ impl Engine {
         let result = self.request(self.provider.put(&path, object.clone(), PutMode::IfAbsent)).await;
         let result = match result {
             Err(ReplicateError::Provider(error)) if error.kind == ErrorKind::AlreadyExists => {
-                match self.request(self.provider.get(&path, None)).await {
-                    Ok(there) if there == object => Ok(()),
-                    Ok(_) => Err(ReplicateError::Halted(format!(
+                match self.request(holds(&*self.provider, &path, &object)).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(ReplicateError::Halted(format!(
                         "`{path}` on the remote is not what this drive wrote: {USED_TWICE}"
                     ))),
                     Err(error) => Err(error),

@@ -7,8 +7,6 @@ use crate::crypto::{Cipher, VaultId};
 
 const MAGIC: &str = "cairn vault";
 const VERSION: u64 = 1;
-/// Far longer than any descriptor.
-const LEN_MAX: usize = 64 << 10;
 const PACK_TARGETS: std::ops::RangeInclusive<u32> = (64 << 10)..=(256 << 20);
 const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 
@@ -82,6 +80,9 @@ pub(super) enum DescriptorFault {
 }
 
 impl Descriptor {
+    /// Far longer than any descriptor, in bytes.
+    pub(super) const LEN_MAX: u64 = 64 << 10;
+
     /// Checks that the parameters are within bounds.
     pub(super) fn validate(&self) -> Result<(), String> {
         self.chunker.validate().map_err(|error| error.to_string())?;
@@ -123,7 +124,7 @@ impl Descriptor {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, DescriptorFault> {
         let damaged = |reason: &dyn ToString| DescriptorFault::Damaged(reason.to_string());
-        if bytes.len() > LEN_MAX {
+        if bytes.len() as u64 > Self::LEN_MAX {
             return Err(damaged(&"it is far too long"));
         }
         let preamble: Preamble = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;

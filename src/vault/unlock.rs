@@ -12,7 +12,7 @@ use crate::crypto::{
     Cipher, KeySlot, PassphraseCost, Randomness, Secret, SlotError, SlotKind, SlotPayload, SystemRandomness, VaultId,
     VaultKeys, random_array,
 };
-use crate::provider::{ErrorKind, ObjectPath, Provider, PutMode};
+use crate::provider::{ErrorKind, ObjectPath, Provider, PutMode, holds, read_whole};
 
 /// Trying a slot takes time, and whoever can write to the remote could add any number.
 const SLOTS_MAX: usize = 64;
@@ -69,7 +69,7 @@ impl VaultFiles {
     /// [`VaultError::NotAVault`], [`VaultError::DescriptorMissing`], [`VaultError::NoKeySlots`], and what the provider says.
     pub async fn fetch(provider: &dyn Provider) -> Result<Self, VaultError> {
         let remote = provider.name();
-        let descriptor = match provider.get(&paths::descriptor(), None).await {
+        let descriptor = match read_whole(provider, &paths::descriptor(), Descriptor::LEN_MAX).await {
             Ok(descriptor) => descriptor,
             Err(error) if error.kind == ErrorKind::NotFound => return Err(without_descriptor(provider, remote).await),
             Err(error) => return Err(error.into()),
@@ -205,7 +205,7 @@ pub(super) async fn init(provider: &dyn Provider, options: InitOptions) -> Resul
     let bytes = Bytes::from(descriptor.encode());
     put_new(provider, &paths::descriptor(), bytes.clone()).await?;
     // Whoever made a vault here at the same time may have been first, or, where the store cannot decide, last.
-    if provider.get(&paths::descriptor(), None).await? != bytes {
+    if !holds(provider, &paths::descriptor(), &bytes).await? {
         return Err(VaultError::AlreadyAVault { remote });
     }
     vault(descriptor, &master, VaultFiles { remote, descriptor: bytes, slots }, randomness)

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_platform_api::FsError;
+use cairnfs::provider::error::with_causes;
 use cairnfs::provider::fs::FsProvider;
 use cairnfs::provider::{ObjectPath, PutMode};
 use cairnfs::replicate::{ReplicateError, Urgency};
+use cairnfs::vault::Vault;
 
 use super::device::{Device, noise};
-use super::world::World;
+use super::world::{World, secret};
 
 fn halted(device: &Device) -> Vec<String> {
     let status = device.engine.status().expect("there is a status");
@@ -59,6 +61,38 @@ fn segment_longer_than_any_is_not_read() {
     let reasons = halted(&b);
     assert!(reasons.len() == 1 && reasons[0].contains("more than any segment"), "{reasons:?}");
     assert_eq!(b.read("one").expect("what was read before stays"), b"1");
+}
+
+#[test]
+fn descriptor_longer_than_any_is_not_read() {
+    let dir = tempfile::TempDir::new().expect("a temporary directory");
+    let world = World::over(Arc::new(FsProvider::new(dir.path())));
+    let descriptor = std::fs::File::options().write(true).open(dir.path().join("cairn.json"));
+    descriptor.and_then(|file| file.set_len(5 << 30)).expect("a sparse file can be that long");
+    let opened = world.runtime.block_on(Vault::open(&*world.remote, &secret()));
+    let error = with_causes(&opened.expect_err("it is too long"));
+    assert!(error.contains("cairn.json") && error.contains("more than the 65536"), "{error}");
+}
+
+#[test]
+fn segment_in_the_place_of_ours_is_read_no_further_than_ours_is_long() {
+    let dir = tempfile::TempDir::new().expect("a temporary directory");
+    let world = World::over(Arc::new(FsProvider::new(dir.path())));
+    let a = world.device("a");
+    a.write("one", b"1");
+    world.drain(&a);
+    let next = dir.path().join(world.last("log/").as_str().replace("0001", "0002"));
+    a.write("two", b"2");
+    // After it was looked at, and before the segment is sent.
+    a.engine.failpoints.set_hook(move |step| {
+        if step == "push.after_flush" {
+            let file = std::fs::File::create(&next).and_then(|file| file.set_len(5 << 30));
+            file.expect("a sparse file can be that long");
+        }
+        Ok(())
+    });
+    let pushed = world.runtime.block_on(a.engine.push_round(Urgency::Drain));
+    assert!(matches!(pushed, Err(ReplicateError::Halted(_))), "{pushed:?}");
 }
 
 #[test]
