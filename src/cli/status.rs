@@ -102,7 +102,8 @@ fn replication_text(out: &mut String, status: &Status) {
         let seen =
             if device.last_seen_ms > 0 { format!(", read {}", print::ago(device.last_seen_ms)) } else { String::new() };
         let halted = device.halted.as_ref().map_or(String::new(), |why| format!(", not read any further: {why}"));
-        line(out, "  other", &format!("{} ({}){seen}{halted}", device.name, device.id));
+        let missing = device.missing.as_ref().map_or(String::new(), |what| format!(", {what}"));
+        line(out, "  other", &format!("{} ({}){seen}{halted}{missing}", device.name, device.id));
     }
     if let Some(trouble) = &status.last_error {
         line(out, "  last error", &format!("{}, {}", trouble.message, print::ago(trouble.at_ms)));

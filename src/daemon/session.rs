@@ -281,6 +281,17 @@ fn unreadable_log(status: &Status) -> Option<String> {
     ))
 }
 
+/// The same, or of a log that is gone although all of it was read here.
+fn incomplete_log(status: &Status) -> Option<String> {
+    unreadable_log(status).or_else(|| {
+        let DeviceStatus { name, id, missing, .. } = status.devices.iter().find(|device| device.missing.is_some())?;
+        let missing = missing.as_ref()?;
+        Some(format!(
+            "of device {name:?} ({id}): {missing}; restore the vault, or others cannot read what that device did"
+        ))
+    })
+}
+
 /// The root of a new vault belongs to who mounts it first.
 fn own_new_root(drive: &Drive) -> Result<(), FsError> {
     let is_new = drive.getattr(InodeNo::ROOT, None)?.ctime == Timestamp::default();
@@ -449,7 +460,7 @@ impl Session {
         engine.look_again().await;
         engine.pull_round().await.map_err(|error| one_line(&error))?;
         let status = self.replicator.status().map_err(|error| one_line(&error))?;
-        unreadable_log(&status).map_or(Ok(()), Err)
+        incomplete_log(&status).map_or(Ok(()), Err)
     }
 
     fn status(&self) -> Reply {
@@ -521,7 +532,8 @@ impl Session {
     /// What keeps replication from going on, if anything does.
     fn trouble(&self) -> Option<String> {
         let status = self.replicator.status().ok()?;
-        status.last_error.map(|trouble| trouble.message).or(status.waits_for)
+        let incomplete = incomplete_log(&status);
+        status.last_error.map(|trouble| trouble.message).or(status.waits_for).or(incomplete)
     }
 
     /// Ends the mount; the client learns that the drive is free by the end of the connection.

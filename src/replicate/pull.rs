@@ -1,15 +1,16 @@
 //! Reads the logs of other devices and folds them in.
 //!
-//! A log is read in order and without gaps, and every segment must name the hash of the one before. A gap is waited out:
-//! the store may list late. A log that does not continue what was read before has been tampered with, rolled back or is
-//! written by two copies of one device: nothing of it is taken any more, and the status says so.
+//! A log is read in order and without gaps, and every segment must name the hash of the one before. A segment that a listing
+//! lacks while it has later ones is asked for by its name, since the store may list late; one that is not there is waited
+//! for. A log that does not continue what was read before has been tampered with, rolled back or is written by two copies
+//! of one device: nothing of it is taken any more. The status says so, and also where a log is gone as a whole.
 //!
 //! A device that has read nothing yet begins with a checkpoint ([`super::join`]); its logs go on after it.
 //!
 //! What a segment brings (the change sets, the lists of chunks, where chunks lie, and how far the log was read) becomes
 //! visible in one commit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,9 @@ const IN_FLIGHT: usize = 8;
 /// When a log that was found broken is looked at again: it may have been restored from a replica.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// Segments of one device that a round asks for although they were not listed.
+const UNLISTED: usize = 8;
+
 /// Rounds between two listings of all logs, where those are long: some thirty seconds.
 const PARTIAL_LISTINGS: u32 = 15;
 /// Lists of chunks that could not be read are asked for in every so many rounds at least: once a minute or so.
@@ -46,6 +50,8 @@ const LONGEST_WAIT: u32 = 32;
 #[derive(Debug, Default)]
 pub struct PullState {
     broken: HashMap<DeviceId, Instant>,
+    /// Devices of whose logs a segment is missing.
+    gaps: HashSet<DeviceId>,
     /// Rounds in which only what is new of known logs is listed, before all of them are again.
     rounds_to_whole_listing: u32,
     /// Rounds until lists of chunks that could not be read are asked for again, and how many it were the last time.
@@ -84,12 +90,14 @@ impl Engine {
     pub async fn pull_round(self: &Arc<Self>) -> Result<Pulled, ReplicateError> {
         let mut state = self.pull.lock().await;
         self.join(&mut state).await?;
-        let logs = self.list_logs(&mut state).await?;
+        let mut logs = self.list_logs(&mut state).await?;
+        self.look_for_gaps(&mut state, &mut logs).await?;
         let mut pulled = Pulled::default();
         loop {
             let batch = self.plan(&mut state, &logs)?;
             if batch.is_empty() {
                 self.ask_again(&mut state).await?;
+                self.board.only_halted(|device| state.broken.contains_key(&device) || state.gaps.contains(&device));
                 // A checkpoint that could not be loaded is made good for, and so is a round that failed.
                 ["join", "pull"].into_iter().for_each(|task| self.board.recovered(task));
                 return Ok(pulled);
@@ -126,6 +134,7 @@ impl Engine {
         let acknowledged = self.acknowledged()?;
         let mut known: HashMap<DeviceId, u64> =
             rows::log_cursors(&**self.tree.store())?.into_iter().map(|(device, cursor)| (device, cursor.seq)).collect();
+        let read = known.clone();
         known.insert(own, acknowledged);
         let is_short = known.values().sum::<u64>() <= self.settings.whole_listing;
         let mut logs = if is_short || state.rounds_to_whole_listing == 0 {
@@ -142,7 +151,69 @@ impl Engine {
             self.check_descriptor().await?;
             return Err(error);
         }
+        self.look_for_lost_logs(read, &logs).await?;
         Ok(logs)
+    }
+
+    /// Says of which devices the log is gone as a whole. What was read of it stays.
+    async fn look_for_lost_logs(
+        &self,
+        read: HashMap<DeviceId, u64>,
+        logs: &HashMap<DeviceId, Log>,
+    ) -> Result<(), ReplicateError> {
+        let is_lost = |device: &DeviceId, seq: u64| seq > 0 && !logs.contains_key(device);
+        if read.iter().any(|(device, seq)| is_lost(device, *seq)) {
+            // That the whole vault is another, or gone, says more.
+            self.check_descriptor().await?;
+        }
+        for (device, seq) in read {
+            let missing = is_lost(&device, seq)
+                .then(|| format!("its log `{}` is gone; {seq} segments of it were read here", paths::log(device)));
+            self.board.device(device, |status| {
+                if missing.is_some() && missing != status.missing {
+                    tracing::error!(%device, reason = missing, "the remote lost the log of a device");
+                }
+                status.missing = missing;
+            });
+        }
+        Ok(())
+    }
+
+    /// A segment is stored after the one before it. One that was not listed, while later ones were, is asked for by its
+    /// name; where it is confirmed absent it was lost, and nothing after it can be read.
+    async fn look_for_gaps(
+        &self,
+        state: &mut PullState,
+        logs: &mut HashMap<DeviceId, Log>,
+    ) -> Result<(), ReplicateError> {
+        state.gaps.clear();
+        for (device, log) in logs {
+            let Some(newest) = log.last_key_value().map(|(seq, _)| *seq) else { continue };
+            let mut next = rows::log_cursor(&**self.tree.store(), *device)?.seq + 1;
+            for _ in 0..UNLISTED {
+                while log.contains_key(&next) {
+                    next += 1;
+                }
+                if next > newest || state.broken.contains_key(device) {
+                    break;
+                }
+                let path = paths::segment(*device, next);
+                let Some(there) = self.request(self.provider.head(&path)).await? else {
+                    let reason = format!("`{path}` is missing, and later ones are there");
+                    self.tell_halted(*device, &reason);
+                    state.gaps.insert(*device);
+                    break;
+                };
+                log.insert(next, there.size);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_halted(&self, device: DeviceId, reason: &str) {
+        if self.board.halts(device, reason) {
+            tracing::error!(%device, reason, "the log of a device is not read any further");
+        }
     }
 
     fn knows_log_of(&self, device: DeviceId) -> bool {
@@ -370,8 +441,7 @@ impl Engine {
     }
 
     fn distrust(&self, state: &mut PullState, device: DeviceId, reason: String) {
-        tracing::error!(%device, reason, "the log of a device is not read any further");
-        self.board.device(device, |status| status.halted = Some(reason));
+        self.tell_halted(device, &reason);
         state.broken.insert(device, Instant::now());
     }
 
@@ -396,10 +466,7 @@ impl Engine {
         self.failpoints.pass("pull.after_fold")?;
         self.drive.apply_touched(&touched);
         for read in batch_rows {
-            self.board.device(read.device, |status| {
-                status.last_seen_ms = now_ms();
-                status.halted = None;
-            });
+            self.board.device(read.device, |status| status.last_seen_ms = now_ms());
         }
         Ok(())
     }

@@ -61,6 +61,8 @@ pub struct DeviceStatus {
     pub last_seen_ms: i64,
     /// Why its log is not read any further, if so.
     pub halted: Option<String>,
+    /// What of its log the remote has lost, although all of that was read here.
+    pub missing: Option<String>,
 }
 
 /// What is being sent.
@@ -209,6 +211,20 @@ impl Board {
 
     pub(super) fn device(&self, id: DeviceId, update: impl FnOnce(&mut DeviceStatus)) {
         update(self.state.lock().devices.entry(id).or_default());
+    }
+
+    /// The log of a device is not read any further; whether that is for another reason than before.
+    pub(super) fn halts(&self, id: DeviceId, reason: &str) -> bool {
+        let mut state = self.state.lock();
+        let device = state.devices.entry(id).or_default();
+        device.halted.replace(reason.to_owned()).is_none_or(|before| before != reason)
+    }
+
+    /// The logs of all other devices are read.
+    pub(super) fn only_halted(&self, halted: impl Fn(DeviceId) -> bool) {
+        let mut state = self.state.lock();
+        let going_on = state.devices.iter_mut().filter(|(id, _)| !halted(**id));
+        going_on.for_each(|(_, device)| device.halted = None);
     }
 
     pub(super) fn sending(&self, bytes: u64) {

@@ -113,12 +113,73 @@ fn log_that_went_backwards_is_noticed_and_a_gap_is_waited_out() {
     assert_eq!(halted(&b).len(), 1);
     assert_eq!(b.everything().len(), 2, "what was read stays");
 
-    // A device that never read the second segment waits for it when it sees the third.
-    world.alter_last("log/", |_| None);
-    let late = world.device("late");
-    world.pull(&late);
-    assert!(late.everything().is_empty());
-    assert!(halted(&late).is_empty());
+    world.runtime.block_on(b.engine.look_again());
+    let last = ObjectPath::new(&world.last("log/").as_str().replace("0001", "0002")).expect("a path");
+    world.runtime.block_on(world.remote.put(&last, second.into(), PutMode::Overwrite)).expect("it is restored");
+    world.pull(&b);
+    assert!(halted(&b).is_empty(), "it was made good for");
+}
+
+#[test]
+fn log_that_is_gone_is_told_of_until_it_is_there_again_and_what_was_read_stays() {
+    let world = World::new();
+    let (a, b) = (world.device("a"), world.device("b"));
+    a.write("one", b"1");
+    world.drain(&a);
+    b.write("two", b"2");
+    world.exchange(&[&b, &a]);
+    let folder = format!("log/{}", a.id());
+    let path = world.last(&format!("{folder}/"));
+    let mut segment = Vec::new();
+    world.alter(&path, |body| {
+        segment = body;
+        None
+    });
+    let missing = || {
+        let status = b.engine.status().expect("there is a status");
+        status.devices.into_iter().find(|device| device.name == "a").and_then(|device| device.missing)
+    };
+    assert_eq!(missing(), None);
+    world.pull(&b);
+    assert!(missing().is_some_and(|missing| missing.contains(&folder)), "{:?}", missing());
+    assert_eq!(b.everything().len(), 2);
+    assert!(halted(&b).is_empty());
+    b.write("three", b"3");
+    world.drain(&b);
+    world.runtime.block_on(world.remote.put(&path, segment.into(), PutMode::Overwrite)).expect("it is restored");
+    world.pull(&b);
+    assert_eq!(missing(), None);
+}
+
+#[test]
+fn gap_in_a_log_is_told_of_until_it_is_filled() {
+    let world = World::new();
+    let a = world.device("a");
+    let b = world.device("b");
+    for number in 1..=3u8 {
+        a.write(&format!("file {number}"), &[number]);
+        world.drain(&a);
+    }
+    let newest = world.last("log/").as_str().to_owned();
+    let count = world.objects("log/");
+    let last = format!("{count:04}");
+    let second = ObjectPath::new(&newest.replace(&last, "0002")).expect("a path");
+    let mut segment = Vec::new();
+    world.alter(&second, |body| {
+        segment = body;
+        None
+    });
+    world.pull(&b);
+    let reasons = halted(&b);
+    assert!(reasons.len() == 1 && reasons[0].contains(second.as_str()), "{reasons:?}");
+    assert_eq!(b.read("file 1").expect("what came before the gap is shown"), [1]);
+    assert!(b.read("file 3").is_err());
+    world.pull(&b);
+    assert_eq!(halted(&b), reasons, "it is told as long as it is so");
+    world.runtime.block_on(world.remote.put(&second, segment.into(), PutMode::Overwrite)).expect("it is restored");
+    world.pull(&b);
+    assert!(halted(&b).is_empty());
+    assert!(b.everything() == a.everything());
 }
 
 #[test]
