@@ -3,7 +3,9 @@
 //! One is written when enough segments of all devices together have come since the newest that is known here. The rows are
 //! read from a snapshot of the store, so nobody waits for it. They are cut into small chunks of their own; those that the
 //! checkpoint before has are not sent again. The object is written last, and names only packs that were acknowledged.
-//! Whatever fails is tried again later; two devices that write at once write two checkpoints, and both are right.
+//! Whatever fails is tried again later. Normally one device writes: the one that has just published, or, should it not come
+//! to that, the others in the order of their ids, one each minute; and who is about to store the object looks once more
+//! whether another has come first. Two that write at once nevertheless write two checkpoints, and both are right.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -60,6 +62,9 @@ pub struct Checkpointed {
     pub packs: u64,
 }
 
+/// The newest checkpoint of each device, as it is listed.
+type Newest = HashMap<DeviceId, ObjectEntry>;
+
 /// The stream of rows as a checkpoint names it.
 struct CutRows {
     list: Manifest,
@@ -81,7 +86,8 @@ impl Engine {
         if !self.checkpoint_is_due()? {
             return Ok(Checkpointed::default());
         }
-        let before = self.newest_checkpoint().await?;
+        let listed = self.list_newest().await?;
+        let before = self.newest_checkpoint(listed.values()).await?;
         if let Some(before) = &before {
             self.found_checkpoint(before)?;
             if !self.checkpoint_is_due()? {
@@ -90,10 +96,24 @@ impl Engine {
         }
         let Some(snapshot) = self.settled_snapshot().await? else { return Ok(Checkpointed::default()) };
         self.check_remote().await?;
-        self.write_checkpoint(snapshot, before).await
+        self.write_checkpoint(snapshot, before, &listed).await
     }
 
-    fn checkpoint_is_due(&self) -> Result<bool, ReplicateError> {
+    /// How many turns this device leaves to others when a checkpoint is due: it is theirs in the order of their ids.
+    ///
+    /// # Errors
+    /// When the rows fail.
+    pub fn checkpoint_turn(&self) -> Result<usize, ReplicateError> {
+        let own = self.tree.device().id;
+        let others = rows::log_cursors(&**self.tree.store())?;
+        Ok(others.into_iter().filter(|(device, _)| *device < own).count())
+    }
+
+    /// Whether enough has come since the newest checkpoint that is known here.
+    ///
+    /// # Errors
+    /// When the rows fail.
+    pub fn checkpoint_is_due(&self) -> Result<bool, ReplicateError> {
         let store = &**self.tree.store();
         let known = rows::known_checkpoint(store)?;
         let segments = rows::segments(store)?.saturating_sub(known.segments);
@@ -102,20 +122,30 @@ impl Engine {
         Ok(segments > 0 && (segments >= policy.segments || bytes >= policy.bytes))
     }
 
-    /// The checkpoint that covers most, of those that can be read.
-    async fn newest_checkpoint(&self) -> Result<Option<Checkpoint>, ReplicateError> {
-        let mut newest: HashMap<DeviceId, (u64, ObjectEntry)> = HashMap::new();
+    /// The newest checkpoint of each device.
+    async fn list_newest(&self) -> Result<Newest, ReplicateError> {
+        let mut newest = Newest::new();
         for entry in self.request(self.provider.list(paths::CHECKPOINTS, None)).await? {
-            newest.extend(listed_checkpoint(&entry.path).map(|(device, seq)| (device, (seq, entry))));
+            newest.extend(listed_checkpoint(&entry.path).map(|(device, _)| (device, entry)));
         }
-        self.note_own_number(newest.get(&self.tree.device().id).map_or(0, |(seq, _)| *seq))?;
+        let own = newest.get(&self.tree.device().id).and_then(|entry| listed_checkpoint(&entry.path));
+        self.note_own_number(own.map_or(0, |(_, number)| number))?;
+        Ok(newest)
+    }
+
+    /// The checkpoint that covers most, of those that can be read.
+    async fn newest_checkpoint(
+        &self,
+        listed: impl Iterator<Item = &ObjectEntry>,
+    ) -> Result<Option<Checkpoint>, ReplicateError> {
         let mut best: Option<Checkpoint> = None;
-        for (device, (seq, ObjectEntry { path, size })) in newest {
-            let object = match self.get_checkpoint(&path, size).await {
+        for ObjectEntry { path, size } in listed {
+            let object = match self.get_checkpoint(path, *size).await {
                 Err(ReplicateError::Provider(error)) if error.kind == ErrorKind::NotFound => continue,
                 Err(ReplicateError::Vault(_)) => continue,
                 object => object?,
             };
+            let Some((device, seq)) = listed_checkpoint(path) else { continue };
             match Checkpoint::open(self.vault.keys(), device, seq, &object) {
                 Ok(found) if best.as_ref().is_none_or(|best| covered(best) < covered(&found)) => best = Some(found),
                 Ok(_) => {}
@@ -172,6 +202,7 @@ impl Engine {
         self: &Arc<Self>,
         snapshot: StoreSnapshot,
         before: Option<Checkpoint>,
+        listed: &Newest,
     ) -> Result<Checkpointed, ReplicateError> {
         let device = self.tree.device().id;
         let mut covers = Vec::new();
@@ -186,8 +217,16 @@ impl Engine {
         let bytes = rows::segment_bytes(&snapshot)?;
         let (rows, packs) = self.send_rows(snapshot, before).await?;
         let Some(newest) = rows.newest else { return Ok(Checkpointed::default()) };
+        let mut come_since = self.list_newest().await?;
+        come_since.retain(|device, entry| listed.get(device) != Some(entry));
         let seq = rows::known_checkpoint(&**self.tree.store())?.number + 1;
         let checkpoint = Checkpoint { device, seq, covers, newest, rows: rows.list, chunks: rows.chunks };
+        let another = self.newest_checkpoint(come_since.values()).await?;
+        if let Some(another) = another.filter(|another| covered(another) >= covered(&checkpoint)) {
+            // What was sent is for the next one.
+            self.found_checkpoint(&another)?;
+            return Ok(Checkpointed { written: false, packs });
+        }
         self.failpoints.pass("checkpoint.before_object")?;
         self.send_checkpoint(&checkpoint).await?;
         self.failpoints.pass("checkpoint.after_object")?;

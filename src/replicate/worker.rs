@@ -320,14 +320,39 @@ async fn pull_task(engine: Arc<Engine>, wishes: Arc<Wishes>) {
 
 async fn checkpoint_task(engine: Arc<Engine>, wishes: Arc<Wishes>) {
     let mut backoff = Backoff::default();
+    let mut turns = Turns::default();
     while engine.until_running().await {
-        let result = guarded({
-            let engine = Arc::clone(&engine);
-            async move { engine.checkpoint_round().await }
-        })
-        .await;
-        let wait = after(&engine, "checkpoint", result.map(|_| ()), &mut backoff, CHECKPOINT_TICK);
-        pause_for(&engine, wait, &wishes.checkpoint).await;
+        let is_ours = engine.checkpoint_is_due().and_then(|due| Ok(turns.next(due, engine.checkpoint_turn()?)));
+        let result = match is_ours {
+            Ok(true) => {
+                let engine = Arc::clone(&engine);
+                guarded(async move { engine.checkpoint_round().await }).await.map(|_| turns = Turns::default())
+            }
+            other => other.map(|_| ()),
+        };
+        let wait = after(&engine, "checkpoint", result, &mut backoff, CHECKPOINT_TICK);
+        if pause_for(&engine, wait, &wishes.checkpoint).await == Woken::Wished {
+            turns.published = true;
+        }
+    }
+}
+
+/// Whose turn it is to write a checkpoint that is due: all devices know that it is, and one of them is enough.
+#[derive(Debug, Default)]
+struct Turns {
+    /// This device has published: it is the first.
+    published: bool,
+    /// Turns that passed since it is due.
+    passed: usize,
+}
+
+impl Turns {
+    /// Whether it is the turn of this device, which leaves so many to others.
+    fn next(&mut self, due: bool, left_to_others: usize) -> bool {
+        self.passed = if due { self.passed + 1 } else { 0 };
+        self.published &= due;
+        // The first turn is that of who has published.
+        due && (self.published || self.passed > left_to_others + 1)
     }
 }
 
@@ -371,12 +396,42 @@ fn after(
     }
 }
 
+/// Why a pause has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Wished,
+    Otherwise,
+}
+
 /// Waits, unless somebody wishes for a round or the mode changes.
-async fn pause_for(engine: &Engine, wait: Duration, wish: &Notify) {
+async fn pause_for(engine: &Engine, wait: Duration, wish: &Notify) -> Woken {
     let mut mode = engine.mode.subscribe();
     tokio::select! {
-        () = tokio::time::sleep(wait) => {}
-        () = wish.notified() => {}
-        _ = mode.wait_for(|mode| *mode != Mode::Running) => {}
+        () = tokio::time::sleep(wait) => Woken::Otherwise,
+        () = wish.notified() => Woken::Wished,
+        _ = mode.wait_for(|mode| *mode != Mode::Running) => Woken::Otherwise,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_devices_one_writes_the_checkpoint_that_is_due() {
+        let idle = |count: usize| (0..count).map(|_| Turns::default()).collect::<Vec<_>>();
+        let ours = |turns: &mut Vec<Turns>| {
+            let each = turns.iter_mut().enumerate().map(|(rank, turns)| turns.next(true, rank));
+            each.enumerate().filter(|(_, ours)| *ours).map(|(rank, _)| rank).collect::<Vec<_>>()
+        };
+        let mut devices = idle(3);
+        devices[2].published = true;
+        assert_eq!(ours(&mut devices), [2], "who has published");
+        let mut devices = idle(3);
+        assert_eq!(ours(&mut devices), [] as [usize; 0]);
+        assert_eq!(ours(&mut devices), [0], "who published last is gone");
+        devices[0] = Turns::default();
+        assert!(!devices[1].next(false, 1), "it was written");
+        assert!(!devices[1].next(true, 1) && !devices[1].next(true, 1) && devices[1].next(true, 1));
     }
 }

@@ -457,6 +457,33 @@ fn checkpoint_covers_nothing_that_is_not_on_the_remote() {
 }
 
 #[test]
+fn who_finds_when_about_to_store_a_checkpoint_that_another_came_first_stores_none() {
+    let world = World::new();
+    let (a, b) = (eager(&world, "a"), eager(&world, "b"));
+    a.write("file", b"content");
+    world.exchange(&[&a, &b]);
+    let (engine, runtime) = (Arc::clone(&b.engine), world.runtime.handle().clone());
+    a.engine.failpoints.set_hook(move |step| {
+        if step == "checkpoint.after_pack_rows" {
+            let (engine, runtime) = (Arc::clone(&engine), runtime.clone());
+            let round = std::thread::spawn(move || runtime.block_on(engine.checkpoint_round()));
+            assert!(round.join().expect("it does not panic").expect("a checkpoint is written").written);
+        }
+        Ok(())
+    });
+    assert!(!checkpoint(&world, &a).written);
+    a.engine.failpoints.set_hook(|_| Ok(()));
+    assert_eq!(world.objects("checkpoints/"), 1);
+    assert!(!checkpoint(&world, &a).written, "it knows the other");
+    a.write("more", b"content");
+    world.drain(&a);
+    assert!(checkpoint(&world, &a).written);
+    let c = world.device("c");
+    world.pull(&c);
+    assert!(c.everything() == a.everything());
+}
+
+#[test]
 fn devices_that_find_a_checkpoint_of_another_write_none() {
     let world = World::new();
     let (a, b) = (eager(&world, "a"), eager(&world, "b"));
