@@ -31,6 +31,9 @@ const CHORES_MAX: usize = 512;
 /// How many files that may be mapped are looked at in a period.
 const CHECKED_AT_ONCE: usize = 1000;
 
+/// Periods between two tries to renew files whose syncs failed: each copies them.
+const RENEW_EVERY: u32 = 25;
+
 /// The row that says that the last stop was clean.
 fn clean_stop() -> [u8; 9] {
     keys::numbered(family::META, 0x64_7269_7665)
@@ -92,6 +95,7 @@ impl Background {
             let recovered = inner.recover(last, &stopping);
             inner.recovery.end(recovered);
             let mut checked = 0_usize;
+            let mut periods = 0_u32;
             while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
                 inner.do_chores();
                 inner.check_mappable(checked, CHECKED_AT_ONCE);
@@ -101,6 +105,10 @@ impl Background {
                 inner.ask_for_asides();
                 inner.keep_budget();
                 inner.keep_ballast();
+                periods = periods.wrapping_add(1);
+                if periods % RENEW_EVERY == 0 {
+                    inner.retry_renewals();
+                }
             }
         })?;
         Ok(Self { stop, thread })
@@ -149,12 +157,26 @@ impl Inner {
     /// Makes durable what was written in this session and is only here.
     fn sync_written(&self) -> VfsResult<()> {
         let mut only_here = Vec::new();
-        for ino in self.write_back.take_written() {
-            if matches!(self.row(ino)?, Some(InodeRow { content: ContentState::Local { .. }, .. })) {
-                only_here.push(ino);
+        let written = self.write_back.take_written();
+        for ino in &written {
+            if matches!(self.row(*ino)?, Some(InodeRow { content: ContentState::Local { .. }, .. })) {
+                only_here.push(*ino);
             }
         }
-        Ok(self.write_back.sync_each(only_here)?)
+        let synced = self.write_back.sync_each(only_here);
+        if synced.is_err() {
+            // Whoever tries again must not take them for safe.
+            written.into_iter().for_each(|ino| self.write_back.note_written(ino));
+        }
+        Ok(synced?)
+    }
+
+    /// Tries again to give files new backing files where that failed when they were closed: the disk may have room again.
+    fn retry_renewals(&self) {
+        self.each(self.write_back.lost_files(), &|| false, |ino| {
+            let node = self.node(ino)?;
+            self.renew(&node)
+        });
     }
 
     /// Looks again at the inodes that asked for it.

@@ -117,6 +117,11 @@ impl WriteBack {
         self.lost.lock().contains(&ino)
     }
 
+    /// The files that a sync failed for.
+    pub(super) fn lost_files(&self) -> Vec<InodeNo> {
+        self.lost.lock().iter().copied().collect()
+    }
+
     /// The file has a new backing file.
     pub(super) fn renewed(&self, ino: InodeNo) {
         self.lost.lock().remove(&ino);

@@ -260,7 +260,10 @@ fn a_failed_sync_is_told_until_the_file_is_safe() {
     file.sync_all().expect_err("the disk failed");
     assert_eq!(scene.computer.disk.failed_syncs(), 1);
     file.sync_all().expect_err("what was lost is not there now");
+    // The first copy of it fails, too.
+    scene.computer.disk.fail_syncs(".copy", 1);
     drop(file);
+    eventually("the first copy fails", || scene.computer.disk.failed_syncs() == 2);
     // To look whether it is would keep the file in use.
     let log = || scene.mounted.as_ref().expect("mounted").log();
     eventually("the file is copied", || log().contains("has a new backing file"));
