@@ -188,6 +188,11 @@ impl Inner {
         let ino = node.ino;
         let mut change = self.tree.change(&[ino]).map_err(failed)?;
         let Some(mut row) = change.inode(ino).map_err(failed)? else { return Ok(()) };
+        let body = node.body.lock();
+        if body.loaded || !self.nodes.is_current(node) {
+            // Somebody else has repaired it, and may have a new backing file under its name.
+            return Ok(());
+        }
         match (misfit, row.content) {
             (Misfit::StaleRow, _) => {
                 change.rows().delete(&keys::cache(ino));
@@ -298,6 +303,34 @@ impl Inner {
             note_set_id(node, &row);
         }
         Ok((row, result))
+    }
+
+    /// Changes the row of the inode that a handle is open on, with or without names. `None`: another device has replaced the
+    /// content, and the row is that of the new one.
+    pub(super) fn update_through(
+        &self,
+        node: &NodeRef,
+        change_row: impl FnOnce(&mut InodeRow) -> VfsResult<()>,
+    ) -> VfsResult<Option<InodeRow>> {
+        let mut change = self.tree.change(&[node.ino]).map_err(failed)?;
+        let mut body = node.body.lock();
+        let row = match change.inode(node.ino).map_err(failed)? {
+            Some(row) if !self.speaks_for(node, &body, Some(&row)) => return Ok(None),
+            Some(mut row) => {
+                change_row(&mut row)?;
+                change.put_inode(node.ino, &row).map_err(failed)?;
+                change.commit();
+                row
+            }
+            None => {
+                let Some(orphan) = &mut body.orphan else { return Ok(None) };
+                change_row(orphan)?;
+                orphan.clone()
+            }
+        };
+        drop(body);
+        note_set_id(node, &row);
+        Ok(Some(row))
     }
 
     /// Tells the kernel what it must forget. Blocks; nothing may be locked.

@@ -371,8 +371,11 @@ impl Inner {
 
     /// Carries out what a merge or a publication did to an inode.
     pub(super) fn refresh(&self, ino: InodeNo) -> VfsResult<()> {
-        let node = self.nodes.in_use(ino);
+        // Declared before the change, so that it is dropped after it. It is the one that is in use under the change: what
+        // another has under its name must not be taken away.
+        let node;
         let mut change = self.tree.change(&[ino]).map_err(failed)?;
+        node = self.nodes.in_use(ino);
         let row = change.inode(ino).map_err(failed)?;
         let cached = self.cache_row(&*change, ino)?;
         let mut body = node.as_ref().map(|node| node.body.lock());

@@ -19,14 +19,6 @@ use crate::tree::{ContentState, InodeRow};
 /// The unit of `statfs`.
 const BLOCK: u64 = 4096;
 
-/// Whose length was set.
-#[derive(Debug, Clone, Copy)]
-enum Cut {
-    Inode,
-    /// A content that was replaced while it was open.
-    Replaced,
-}
-
 impl Inner {
     pub(in crate::drive) fn setattr(
         self: &Arc<Self>,
@@ -41,9 +33,7 @@ impl Inner {
             Err(error) => return error.into(),
         };
         match self.begin_writing(&node, Keep::First(size)) {
-            Ok(Begun::Writing(_writing)) => {
-                self.set_length(&node, size).and_then(|on| self.set_rest(on, caller, ino, set)).into()
-            }
+            Ok(Begun::Writing(_writing)) => self.set_length(&node, size, caller, set).into(),
             Ok(Begun::Slow | Begun::Outdated) => {
                 let (beginning, inner) = (Arc::clone(self), Arc::clone(self));
                 let begin = async move { beginning.writable(ino, Keep::First(size)).await };
@@ -51,7 +41,7 @@ impl Inner {
                     let setting = Arc::clone(&inner);
                     let set = move || {
                         let _writing = writing;
-                        setting.set_length(&node, size).and_then(|on| setting.set_rest(on, caller, ino, set))
+                        setting.set_length(&node, size, caller, set)
                     };
                     Box::pin(async move { inner.blocking(set).await })
                 })
@@ -70,38 +60,43 @@ impl Inner {
         self.regular(ino)
     }
 
-    fn set_length(&self, node: &NodeRef, size: u64) -> VfsResult<Cut> {
+    fn set_length(&self, node: &NodeRef, size: u64, caller: Caller, set: SetAttributes) -> VfsResult<Attributes> {
         self.set_size(node, size)?;
-        let replaced = node.set_aside.load(Ordering::Acquire) && !self.nodes.is_current(node);
-        Ok(if replaced { Cut::Replaced } else { Cut::Inode })
-    }
-
-    /// What a replaced content has besides its length is nobody's.
-    fn set_rest(&self, on: Cut, caller: Caller, ino: InodeNo, set: SetAttributes) -> VfsResult<Attributes> {
-        match on {
-            Cut::Inode => self.set_row(caller, ino, set),
-            Cut::Replaced => self.attributes_of(ino),
+        let now = Timestamp::now();
+        match self.update_through(node, |row| self.set_in_row(node.ino, row, caller, set, now))? {
+            Some(row) => self.attributes(node.ino, &row),
+            // What a replaced content has besides its length is nobody's.
+            None => self.attributes_of(node.ino),
         }
     }
 
-    /// Sets everything but the length, which is set already.
+    /// Sets everything but the length.
     fn set_row(&self, caller: Caller, ino: InodeNo, set: SetAttributes) -> VfsResult<Attributes> {
         let now = Timestamp::now();
+        let (row, ()) = self.update(ino, |row| self.set_in_row(ino, row, caller, set, now))?;
+        self.attributes(ino, &row)
+    }
+
+    fn set_in_row(
+        &self,
+        ino: InodeNo,
+        row: &mut InodeRow,
+        caller: Caller,
+        set: SetAttributes,
+        now: Timestamp,
+    ) -> VfsResult<()> {
         let time = |set: SetTime| match set {
             SetTime::At(time) => time,
             SetTime::Now => now,
         };
         let mtime = set.mtime.map(time);
-        let (row, ()) = self.update(ino, |row| {
-            change_row(row, caller, &set, now);
-            row.atime = set.atime.map_or(row.atime, time);
-            row.mtime = mtime.unwrap_or(row.mtime);
-            if let (Some(mtime), ContentState::Local { .. }) = (mtime, row.content) {
-                self.set_backing_time(ino, mtime)?;
-            }
-            Ok(())
-        })?;
-        self.attributes(ino, &row)
+        change_row(row, caller, &set, now);
+        row.atime = set.atime.map_or(row.atime, time);
+        row.mtime = mtime.unwrap_or(row.mtime);
+        match mtime {
+            Some(mtime) if matches!(row.content, ContentState::Local { .. }) => self.set_backing_time(ino, mtime),
+            _ => Ok(()),
+        }
     }
 
     /// The backing file of a local file tells when it was modified.

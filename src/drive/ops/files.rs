@@ -112,7 +112,7 @@ impl Inner {
         if mode.truncate {
             self.set_size(&node, 0)?;
             let uid = caller.uid;
-            self.update(node.ino, |row| {
+            self.update_through(&node, |row| {
                 after_write(row, if uid == 0 { SetIdBits::Keep } else { SetIdBits::Clear });
                 row.mtime = Timestamp::now();
                 row.ctime = row.mtime;
@@ -214,11 +214,11 @@ impl Inner {
         if !node.set_id.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.update(node.ino, |row| {
+        self.update_through(node, |row| {
             after_write(row, set_id);
             Ok(())
-        })?;
-        Ok(())
+        })
+        .map(drop)
     }
 
     /// Cuts or extends a local file.

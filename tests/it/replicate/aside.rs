@@ -103,6 +103,30 @@ fn what_is_written_to_a_replaced_content_becomes_a_copy() {
 }
 
 #[test]
+fn what_is_done_through_a_handle_of_a_replaced_content_leaves_the_attributes_of_the_new_alone() {
+    let world = World::new();
+    let (a, b, handle) = opened(&world, Content::Here, false);
+    let cutting = b.open_in_mode("file", false);
+    a.write("file", NEW);
+    let mode = SetAttributes { mode: Some(0o4755), ..SetAttributes::default() };
+    a.drive.setattr(CALLER, a.ino("file"), None, mode).wait().expect("the mode is set");
+    world.drain(&a);
+    world.pull(&b);
+    let attributes = |device: &Device| device.drive.getattr(device.ino("file"), None).expect("it has attributes");
+    let published = attributes(&b);
+    assert_eq!(published.mode & 0o7777, 0o4755);
+    b.write_through(handle, 0, b"OLD");
+    let cut = SetAttributes { size: Some(1), ..SetAttributes::default() };
+    b.drive.setattr(CALLER, b.ino("file"), Some(cutting), cut).wait().expect("the old content is cut");
+    assert_eq!(attributes(&b), published);
+    assert_eq!(b.engine.status().expect("there is a status").changes_only_here, 0);
+    b.drive.release(handle);
+    b.drive.release(cutting);
+    settled(&world, &a, &b);
+    assert_eq!(copy(&a, "b"), b"O");
+}
+
+#[test]
 fn what_is_synced_to_a_replaced_content_survives_a_crash() {
     for (content, append) in cases() {
         let world = World::new();
