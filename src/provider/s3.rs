@@ -563,9 +563,10 @@ mod tests {
         tokio::spawn(async move {
             while let Ok((mut connection, _)) = listener.accept().await {
                 tokio::spawn(async move {
-                    let (mut request, mut sent) = ([0; 4096], connection.write_all(head.as_bytes()).await);
+                    let mut request = [0; 4096];
                     // What is asked does not matter, but must be taken.
                     let _ = connection.read(&mut request).await;
+                    let mut sent = connection.write_all(head.as_bytes()).await;
                     while sent.is_ok() {
                         sent = connection.write_all(&[b'0'; 65536]).await;
                     }

@@ -96,7 +96,7 @@ fn segment_in_the_place_of_ours_is_read_no_further_than_ours_is_long() {
 }
 
 #[test]
-fn log_that_went_backwards_is_noticed_and_a_gap_is_waited_out() {
+fn log_that_went_backwards_is_noticed_until_it_is_restored() {
     let world = World::new();
     let (a, b) = (world.device("a"), world.device("b"));
     a.write("one", b"1");
