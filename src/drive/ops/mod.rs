@@ -49,7 +49,7 @@ impl OpenFile {
 impl Inner {
     /// Whether a handle goes on with a content that a merge replaced: then its node is not the inode's any more, and neither
     /// is its backing file. (A node is given up for another with the same file, too, when the two do not agree on what is
-    /// published.)
+    /// published.) Where nobody has what the inode has now, it cannot be told, and is taken for so: then what is cached goes.
     pub(super) fn is_replaced(&self, handle: HandleNo) -> bool {
         let Ok(handle) = self.handles.get(handle) else { return false };
         let Ok(file) = handle.file() else { return false };
