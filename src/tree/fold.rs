@@ -12,7 +12,7 @@ use super::keys::{self, family};
 use super::namespace::{Images, Namespace, Record, State, decoded};
 use super::pending::{self, Pending, Split, Unmodified, looks_equal};
 use super::rows::{self, Content, ContentState, DentryRow, GraveRow, InodeRow, Place, Snapshot};
-use super::{ChangeSet, Numbers, Tree, TreeError, content, join};
+use super::{ChangeSet, InodeChange, Numbers, Tree, TreeError, content, join};
 use crate::base::codec::{DecodeError, Reader, Writer};
 use crate::base::{ChangeId, Hlc};
 use crate::store::{Exclusive, Operation, Rows};
@@ -54,7 +54,7 @@ pub struct Cut<R> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PendingSummary {
     /// Inodes and names that were touched since they were published, files with local content among them; some may be as
-    /// they were, until the next cut looks.
+    /// they were, until the next cut looks. Times that only tell of what cancelled out do not count.
     pub changes: u64,
 }
 
@@ -98,12 +98,14 @@ impl Tree {
         if !new.is_empty() {
             let mut pending = Pending::read(&exclusive)?;
             let unmodified = pending.leave_out_unmodified(contents)?;
+            let incidental = pending.leave_out_incidental();
             let pending_set = pending.to_change_set(self.next_id(), &self.device.name);
             let mut fold = Fold { rows: &mut exclusive, before: Images::new() };
             fold.undo_pending(pending.images)?;
             fold.merge(new)?;
             fold.apply_pending(&pending_set)?;
             fold.localize(&unmodified)?;
+            fold.advance_times(&incidental)?;
             reserved = fold.set_aside(&unmodified, contents, &self.numbers)?;
             fold.keep_time(self.clock.tick());
             touched = fold.touched()?;
@@ -194,11 +196,23 @@ impl Tree {
     /// [`TreeError`] where rows cannot be read.
     pub fn pending_summary(&self) -> Result<PendingSummary, TreeError> {
         let mut summary = PendingSummary::default();
-        self.store.scan_family(family::PREIMAGE, &mut |key, _| {
-            summary.changes += u64::from(matches!(key.get(9), Some(&(family::INODE | family::LINK))));
-            ControlFlow::Continue(())
+        let mut failure = None;
+        self.store.scan_family(family::PREIMAGE, &mut |key, image| {
+            if !matches!(key.get(9), Some(&(family::INODE | family::LINK))) {
+                return ControlFlow::Continue(());
+            }
+            match pending::is_of_interest(&*self.store, key, image) {
+                Ok(counts) => {
+                    summary.changes += u64::from(counts);
+                    ControlFlow::Continue(())
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
         })?;
-        Ok(summary)
+        failure.map_or(Ok(summary), Err)
     }
 
     /// Visits the inodes whose content is local.
@@ -437,6 +451,23 @@ impl Fold<'_, '_> {
                 row.content = ContentState::Local { base: Some(*content) };
                 let mut state = State::pending_again(self.rows);
                 state.put_inode(*ino, &row)?;
+                let State { record, .. } = state;
+                self.keep_before(record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Times that only tell of what cancelled out stay where they are the later ones.
+    fn advance_times(&mut self, incidental: &[InodeChange]) -> Result<(), TreeError> {
+        for change in incidental {
+            let Some(mut row) = self.rows.inode(change.ino)? else { continue };
+            let (mtime, ctime) =
+                (row.mtime.max(change.mtime.unwrap_or(row.mtime)), row.ctime.max(change.ctime.unwrap_or(row.ctime)));
+            if (mtime, ctime) != (row.mtime, row.ctime) {
+                (row.mtime, row.ctime) = (mtime, ctime);
+                let mut state = State::pending_again(self.rows);
+                state.put_inode(change.ino, &row)?;
                 let State { record, .. } = state;
                 self.keep_before(record);
             }

@@ -233,6 +233,7 @@ impl World {
         let mut row = InodeRow::new(kind, 0o644, now);
         row.target = (kind == FileKind::Symlink).then(|| b"there".to_vec());
         change.create(ino, parent, name, &row).unwrap();
+        touch(&mut change, parent, now);
         change.commit();
         if kind == FileKind::Regular {
             device.local.insert(ino, value);
@@ -250,6 +251,7 @@ impl World {
         }
         let ino = InodeNo(change.allocate());
         change.create(ino, parent, name, &InodeRow::new(FileKind::Directory, 0o755, now)).unwrap();
+        touch(&mut change, parent, now);
         change.commit();
     }
 
@@ -299,12 +301,14 @@ impl World {
         let device = &mut self.devices[index];
         let row = device.tree.lookup(parent, name).unwrap().unwrap();
         let value = device.value(row.ino);
+        let now = device.time();
         let mut change = device.tree.change(&[parent, row.ino]).unwrap();
         match change.detach(parent, name) {
-            Ok(_) => change.commit(),
+            Ok(_) => touch(&mut change, parent, now),
             Err(TreeError::NotEmpty(_)) => return,
             Err(error) => panic!("{error}"),
         }
+        change.commit();
         self.settled.extend(value);
     }
 
@@ -330,21 +334,22 @@ impl World {
             }
         }
         change.move_name(from.0, from.1, to.0, to.1).unwrap();
-        let mut row = change.inode(to.0).unwrap().unwrap();
-        row.mtime = now;
-        change.put_inode(to.0, &row).unwrap();
+        touch(&mut change, from.0, now);
+        touch(&mut change, to.0, now);
         change.commit();
         self.settled.extend(replaced_value);
     }
 
     pub(super) fn link(&mut self, index: usize, row: DentryRow, parent: InodeNo, name: &VfsName) {
         let device = &mut self.devices[index];
+        let now = device.time();
         let mut change = device.tree.change(&[parent, row.ino]).unwrap();
         if row.kind == FileKind::Directory || change.lookup(parent, name).unwrap().is_some() {
             return;
         }
         let dentry = DentryId(change.allocate());
         change.attach(dentry, row.ino, parent, name).unwrap();
+        touch(&mut change, parent, now);
         change.commit();
     }
 
@@ -429,20 +434,7 @@ impl World {
         let elsewhere = Device::new(9);
         let sets = device.known.iter().map(|id| self.sets[id].0.clone()).collect();
         elsewhere.tree.fold(sets, |_| Ok(())).unwrap();
-        let mut published = dump(&device.tree);
-        device
-            .tree
-            .store
-            .scan_family(family::PREIMAGE, &mut |key, image| {
-                let row = keys::of_preimage(key).unwrap();
-                match rows::decode_image(image).unwrap() {
-                    Some(old) => published.insert(row, old.to_vec()),
-                    None => published.remove(&row),
-                };
-                ControlFlow::Continue(())
-            })
-            .unwrap();
-        assert_same(&published, &dump(&elsewhere.tree));
+        assert_same(&published(&device.tree), &dump(&elsewhere.tree));
     }
 
     /// Hands over some change sets of others, never one before those that its author had seen.
@@ -527,10 +519,12 @@ impl World {
     }
 
     pub(super) fn check_converged(&self) {
-        let first = dump(&self.devices[0].tree);
+        let first = published(&self.devices[0].tree);
         for device in &self.devices {
+            // Nothing is pending but times of what cancelled out.
             assert_eq!(device.tree.pending_summary().unwrap(), PendingSummary::default());
-            assert_same(&first, &dump(&device.tree));
+            assert_same(&first, &published(&device.tree));
+            assert_eq!(device.visible(), self.devices[0].visible());
         }
     }
 
@@ -546,6 +540,29 @@ fn assert_same(one: &BTreeMap<Vec<u8>, Vec<u8>>, other: &BTreeMap<Vec<u8>, Vec<u
     for key in one.keys().chain(other.keys()) {
         assert_eq!(one.get(key), other.get(key), "{} differs", String::from_utf8_lossy(key));
     }
+}
+
+/// The names in a directory changed.
+fn touch(change: &mut Change<'_>, directory: InodeNo, now: Timestamp) {
+    let mut row = change.inode(directory).unwrap().unwrap();
+    (row.mtime, row.ctime) = (now, now);
+    change.put_inode(directory, &row).unwrap();
+}
+
+/// The rows that all devices have in common, without what is pending.
+fn published(tree: &Tree) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut published = dump(tree);
+    tree.store
+        .scan_family(family::PREIMAGE, &mut |key, image| {
+            let row = keys::of_preimage(key).unwrap();
+            match rows::decode_image(image).unwrap() {
+                Some(old) => published.insert(row, old.to_vec()),
+                None => published.remove(&row),
+            };
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    published
 }
 
 /// The rows that all devices have in common.
@@ -589,7 +606,7 @@ fn any_order_of_arrival_makes_the_same_rows() {
             world.step();
         }
         world.finish();
-        let expected = dump(&world.devices[0].tree);
+        let expected = published(&world.devices[0].tree);
         let late = Device::new(9);
         let mut sets: Vec<_> = world.sets.values().map(|(set, _)| set.clone()).collect();
         for at in (1..sets.len()).rev() {

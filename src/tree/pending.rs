@@ -20,6 +20,8 @@ pub(super) struct Pending {
     pub images: Images,
     pub inodes: Vec<InodeChange>,
     pub dentries: Vec<PendingDentry>,
+    /// Inodes of which nothing is left but times that only tell of what cancelled out (see [`is_incidental`]).
+    incidental: BTreeSet<InodeNo>,
 }
 
 /// Files that are local and were not modified, with the contents that they have.
@@ -46,10 +48,17 @@ impl PendingDentry {
 impl Pending {
     pub fn read(rows: &impl Rows) -> Result<Self, TreeError> {
         let images = read_images(rows)?;
-        let mut pending = Self { images: Images::new(), inodes: Vec::new(), dentries: Vec::new() };
+        let mut pending =
+            Self { images: Images::new(), inodes: Vec::new(), dentries: Vec::new(), incidental: BTreeSet::new() };
         for (key, old) in &images {
             match key.first() {
-                Some(&family::INODE) => pending.inodes.extend(changed_inode(rows, key, old.as_ref())?),
+                Some(&family::INODE) => {
+                    let Some((kind, change)) = changed_inode(rows, key, old.as_ref())? else { continue };
+                    if is_incidental(kind, &change) {
+                        pending.incidental.insert(change.ino);
+                    }
+                    pending.inodes.push(change);
+                }
                 Some(&family::LINK) => pending.dentries.extend(changed_dentry(rows, &images, key, old.as_ref())?),
                 _ => {}
             }
@@ -89,6 +98,15 @@ impl Pending {
         Ok(unmodified)
     }
 
+    /// Takes out times that only tell of what cancelled out.
+    pub fn leave_out_incidental(&mut self) -> Vec<InodeChange> {
+        let incidental = std::mem::take(&mut self.incidental);
+        let (left_out, rest) =
+            std::mem::take(&mut self.inodes).into_iter().partition(|inode| incidental.contains(&inode.ino));
+        self.inodes = rest;
+        left_out
+    }
+
     /// Forgets the pre-images of rows that are as they were published.
     pub fn forget_unchanged(&self, rows: &mut Operation<'_>) -> Result<(), TreeError> {
         for (key, old) in &self.images {
@@ -126,8 +144,8 @@ impl Tree {
         Ok(match row {
             Some(row) if row.birth.is_some() => Unpublished::Names,
             _ if pending.dentries.iter().any(concerns) => Unpublished::Names,
-            Some(_) => Unpublished::Row,
-            None => Unpublished::Nothing,
+            Some(_) if !pending.incidental.contains(&ino) => Unpublished::Row,
+            _ => Unpublished::Nothing,
         })
     }
 }
@@ -165,14 +183,40 @@ fn old_inode(key: &[u8], old: Option<&Bytes>) -> Result<Option<InodeRow>, TreeEr
     old.map(|value| decoded(key, InodeRow::decode(value))).transpose()
 }
 
-fn changed_inode(rows: &impl Rows, key: &[u8], old: Option<&Bytes>) -> Result<Option<InodeChange>, TreeError> {
+fn changed_inode(
+    rows: &impl Rows,
+    key: &[u8],
+    old: Option<&Bytes>,
+) -> Result<Option<(FileKind, InodeChange)>, TreeError> {
     let ino = InodeNo(keys::number(key).ok_or_else(|| TreeError::corrupt(key, DecodeError::Invalid("a key")))?);
     let Some(new) = rows.inode(ino)? else { return Ok(None) };
+    let kind = new.kind;
     let change = match old_inode(key, old)? {
         None => born(ino, new),
         Some(old) => difference(ino, &old, new),
     };
-    Ok((!change.is_empty()).then_some(change))
+    Ok((!change.is_empty()).then_some((kind, change)))
+}
+
+/// Whether nothing is left of a change but times that tell of something that cancelled out: the name of a temporary file, a
+/// mode that was set and set back. They are no reason to publish anything, and are published with what is.
+///
+/// Changes of names leave the same time in both fields of a directory; whoever lets a program set one makes them differ.
+fn is_incidental(kind: FileKind, change: &InodeChange) -> bool {
+    let InodeChange { atime, mtime, ctime, .. } = change;
+    let is_of_names = kind == FileKind::Directory && mtime == ctime;
+    change.birth.is_none() && change.changes_times_only() && atime.is_none() && (mtime.is_none() || is_of_names)
+}
+
+/// Whether a row that has this pre-image is pending for its own sake; it may be as it was before.
+pub(super) fn is_of_interest(rows: &impl Rows, preimage: &[u8], image: &[u8]) -> Result<bool, TreeError> {
+    let invalid = || TreeError::corrupt(preimage, DecodeError::Invalid("a key"));
+    let key = keys::of_preimage(preimage).ok_or_else(invalid)?;
+    let old = decoded(preimage, rows::decode_image(image))?.map(Bytes::copy_from_slice);
+    if key.first() != Some(&family::INODE) || old.is_none() {
+        return Ok(true);
+    }
+    Ok(changed_inode(rows, &key, old.as_ref())?.is_none_or(|(kind, change)| !is_incidental(kind, &change)))
 }
 
 fn born(ino: InodeNo, row: InodeRow) -> InodeChange {
@@ -298,6 +342,11 @@ impl Pending {
         for (index, dentry) in self.dentries.iter().enumerate() {
             let part = if held.dentries[index] { &mut split.rest } else { &mut split.publish };
             part.dentries.push(dentry.change.clone());
+        }
+        let is_incidental = |inode: &InodeChange| self.incidental.contains(&inode.ino);
+        if split.publish.dentries.is_empty() && split.publish.inodes.iter().all(is_incidental) {
+            split.rest.inodes.append(&mut split.publish.inodes);
+            split.rest.inodes.sort_unstable_by_key(|inode| inode.ino);
         }
         split
     }

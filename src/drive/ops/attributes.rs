@@ -93,6 +93,10 @@ impl Inner {
         change_row(row, caller, &set, now);
         row.atime = set.atime.map_or(row.atime, time);
         row.mtime = mtime.unwrap_or(row.mtime);
+        if row.is_directory() && row.mtime == row.ctime {
+            // What a program set is told from what changes of names leave (`tree::pending`), which may go unpublished.
+            row.ctime = Timestamp::from_nanos(row.ctime.as_nanos().saturating_add(1));
+        }
         match mtime {
             Some(mtime) if matches!(row.content, ContentState::Local { .. }) => self.set_backing_time(ino, mtime),
             _ => Ok(()),

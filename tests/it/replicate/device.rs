@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_platform_api::{
-    Caller, DirectoryDetail, FileKind, FsError, HandleNo, InodeNo, OpenMode, RenameMode, SetIdBits, SyncScope, Vfs,
-    VfsName, VfsResult,
+    Attributes, Caller, DirectoryDetail, FileKind, FsError, HandleNo, InodeNo, OpenMode, RenameMode, SetAttributes,
+    SetIdBits, SetTime, SyncScope, Vfs, VfsName, VfsResult,
 };
 use cairnfs::base::DeviceId;
 use cairnfs::drive::Drive;
@@ -188,6 +188,15 @@ impl Device {
     pub fn rmdir(&self, path: &str) {
         let (parent, name) = self.parent(path);
         self.drive.rmdir(parent, &name).expect("the directory can be removed");
+    }
+
+    pub fn attributes(&self, path: &str) -> Attributes {
+        self.drive.getattr(self.ino(path), None).expect("it has attributes")
+    }
+
+    pub fn set_times(&self, path: &str, atime: Option<SetTime>, mtime: Option<SetTime>) {
+        let set = SetAttributes { atime, mtime, ..SetAttributes::default() };
+        self.drive.setattr(CALLER, self.ino(path), None, set).wait().expect("its times can be set");
     }
 
     /// Ends the device as an orderly stop does.
