@@ -347,9 +347,10 @@ impl Filesystem for Driver {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, _ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let scope = if data_only { SyncScope::Data } else { SyncScope::All };
-        self.deliver(self.shared.vfs.fsync(HandleNo(handle.0), scope), |result| empty(reply, result));
+        let answer = self.shared.vfs.fsync(HandleNo(handle.0), scope);
+        self.deliver_unless((request, Signals::Ending), answer, |result| empty(reply, result));
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -408,8 +409,9 @@ impl Filesystem for Driver {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        self.deliver(self.shared.vfs.fsyncdir(HandleNo(handle.0)), |result| empty(reply, result));
+    fn fsyncdir(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        let answer = self.shared.vfs.fsyncdir(HandleNo(handle.0));
+        self.deliver_unless((request, Signals::Ending), answer, |result| empty(reply, result));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

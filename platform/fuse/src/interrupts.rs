@@ -17,6 +17,9 @@ const PERIOD: Duration = Duration::from_millis(200);
 pub(crate) enum Signals {
     /// All that the program has not blocked.
     Any,
+    /// Those by which somebody asks a program to end. A failed sync is data lost to many programs, which must not come from a
+    /// timer or a child that ended.
+    Ending,
     /// Only the one that ends it: where a program does not expect an interruption, as when it touches a mapping.
     Kill,
 }
@@ -52,9 +55,14 @@ impl Signals {
     fn mask(self) -> u64 {
         match self {
             Self::Any => u64::MAX,
-            Self::Kill => 1 << (libc::SIGKILL - 1),
+            Self::Ending => mask_of(&[libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP]),
+            Self::Kill => mask_of(&[libc::SIGKILL]),
         }
     }
+}
+
+fn mask_of(signals: &[libc::c_int]) -> u64 {
+    signals.iter().fold(0, |mask, signal| mask | 1 << (signal - 1))
 }
 
 /// The signals that a thread would handle if it did not wait, as `proc(5)` shows them.
@@ -76,6 +84,9 @@ mod tests {
             SigBlk:\t0000000000000002\nSigIgn:\t0000000000004000\n";
         assert_eq!(pending(status), 0x100);
         assert_eq!(pending(status) & Signals::Kill.mask(), 0x100);
+        assert_eq!(pending(status) & Signals::Ending.mask(), 0x100);
+        assert_eq!(pending("SigPnd:\t0000000000002000\n") & Signals::Ending.mask(), 0, "an alarm");
+        assert_eq!(pending("SigPnd:\t0000000000000002\n") & Signals::Ending.mask(), 2, "Ctrl-C");
         assert_eq!(pending("Name:\tcat\n"), 0);
     }
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cairn_platform_api::{InodeNo, SetAttributes, Vfs};
@@ -129,6 +130,36 @@ fn who_waits_for_a_file_to_write_to_can_be_killed() {
     eventually("no handle of those that were ended is left", || {
         writers().is_none_or(|file| file.open_for_write == OpenForWrite::No)
     });
+}
+
+/// A program that waits in `fsync` for a remote that is away can be ended, and keeps nobody else waiting.
+#[test]
+fn who_waits_for_a_sync_with_the_remote_can_be_killed() {
+    if !can_mount() {
+        return;
+    }
+    let drive = MountedDrive::new(Passthrough::Auto, Machine::new());
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&asked);
+    drive.machine.drive().sync_remotely(Box::new(move |_| {
+        let counted = Arc::clone(&counted);
+        Box::pin(async move {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::pending().await
+        })
+    }));
+    let file = drive.mount.path().join("f");
+    fs::write(&file, "only here").expect("written");
+    for path in [file.as_path(), drive.mount.path()] {
+        for signal in [Signal::TERM, Signal::KILL] {
+            let before = asked.load(Ordering::Relaxed);
+            let mut syncing = Command::new("sync").arg(path).spawn().expect("sync(1) is there");
+            eventually("the remote is asked", || asked.load(Ordering::Relaxed) > before);
+            fs::write(drive.mount.path().join("other"), "meanwhile").expect("written");
+            kill_process(Pid::from_child(&syncing), signal).expect("signalled");
+            eventually("the program ends", || syncing.try_wait().expect("our child").is_some());
+        }
+    }
 }
 
 /// Stores through a mapping that outlives its descriptor are not lost, whatever was published in between.
