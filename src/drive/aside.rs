@@ -123,6 +123,9 @@ impl Inner {
             if let Some(node) = &aside.node {
                 node.set_aside.store(true, Ordering::Release);
             }
+            if self.write_back.replaced(aside.of, aside.node.as_deref()) {
+                self.write_back.lose(aside.number);
+            }
             retirement.then_move(aside.number, Arc::clone(&aside.moved), &self.store, &self.files);
             self.asides.kept.lock().push(aside);
         }
@@ -164,6 +167,9 @@ impl Inner {
                 }
                 // From now on nobody begins to write to it.
                 body.judged = true;
+                if node.lost.load(Ordering::Acquire) {
+                    self.write_back.lose(number);
+                }
             } else if self.kernel.is_mappable(of) {
                 continue;
             }
@@ -179,6 +185,8 @@ impl Inner {
             let place = self.tree.adopt_aside(number).map_err(failed)?;
             if let Some(place) = place {
                 self.write_back.note_written(number);
+                // Should a sync have failed it gets another backing file.
+                self.later(&self.nodes.acquire(number));
                 tracing::info!(ino = of.0, "a file was written to after another device replaced it: it is kept beside");
                 self.notify(|notifier| {
                     notifier.inode_changed(place.parent);
@@ -188,6 +196,7 @@ impl Inner {
         } else {
             let retirement = self.retiring.announce(number);
             self.tree.forget_aside(number).map_err(failed)?;
+            self.write_back.replaced(number, None);
             retirement.after_commit(&self.store, &self.files);
         }
         Ok(())

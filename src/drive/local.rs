@@ -298,7 +298,7 @@ impl Inner {
                 // One that no row claims may still be open for readers of an older content: it is replaced, not emptied.
                 self.files.remove(node.ino)?;
                 let file = self.files.create(node.ino)?;
-                self.write_back.renewed(node.ino);
+                self.write_back.replaced(node.ino, None);
                 file
             };
             file.set_len(body.content().map_or(0, |content| content.size))?;

@@ -40,6 +40,8 @@ pub(super) struct Node {
     pub(super) name_synced: AtomicBool,
     /// Whether the file was emptied and its new content not synced.
     pub(super) emptied: AtomicBool,
+    /// Whether a sync of the backing file failed.
+    pub(super) lost: AtomicBool,
     /// How many syncs failed. A handle that has seen fewer reports the failure once.
     pub(super) failures: AtomicU64,
     /// The chunks of the published content, once somebody needed them.
@@ -197,6 +199,7 @@ impl Node {
             set_aside: AtomicBool::new(false),
             name_synced: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             layout: OnceLock::new(),
             turn: tokio::sync::Mutex::default(),

@@ -20,7 +20,7 @@ impl Inner {
     /// Renews the backing file of a file whose sync failed, if nobody can be writing to it. Blocks on the disk.
     pub(super) fn renew(&self, node: &NodeRef) -> VfsResult<()> {
         let ino = node.ino;
-        if !self.write_back.is_lost(ino) {
+        if !self.write_back.is_lost(node) || !self.nodes.is_current(node) {
             return Ok(());
         }
         if !self.is_idle(node, &node.body.lock()) {
@@ -77,7 +77,7 @@ impl Inner {
         }
         self.files.put_copy_in_place(node.ino)?;
         self.nodes.detach(node);
-        self.write_back.renewed(node.ino);
+        self.write_back.replaced(node.ino, Some(node));
         tracing::info!(ino = node.ino.0, "a file that could not be synced has a new backing file");
         Ok(true)
     }

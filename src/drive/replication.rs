@@ -104,7 +104,7 @@ impl ContentReader {
     /// # Errors
     /// The disk failed.
     pub fn stamp_since(&self, synced: Synced) -> VfsResult<Option<Stamp>> {
-        if self.inner.write_back.is_lost(self.node.ino) {
+        if self.inner.write_back.is_lost(&self.node) {
             return Err(FsError::Io);
         }
         let file = self.node.file.get().ok_or(FsError::Io)?;
@@ -402,6 +402,7 @@ impl Inner {
             }
         }
         if stale {
+            self.write_back.replaced(ino, node.as_deref());
             change.rows().delete(&keys::cache(ino));
             let retirement = self.retiring.announce(ino);
             change.commit();

@@ -8,7 +8,8 @@
 //! - What was written in a session is durable when the session has ended.
 //!
 //! A sync that failed may have lost what it was to make durable, and the system may not say so again: later syncs of that file
-//! fail, too, until it has another backing file, so nothing takes its bytes for safe.
+//! fail, too, until it has another backing file, so nothing takes its bytes for safe. A node in use knows that of its backing
+//! file itself, since another content may have taken the inode meanwhile; of the others it is remembered by their numbers.
 //!
 //! Nothing else is locked under the locks here. It keeps nothing of the drive alive but the directory of backing files.
 
@@ -35,7 +36,7 @@ pub(super) struct WriteBack {
     ahead_of_rows: Mutex<HashSet<InodeNo>>,
     /// What was open for writing in this session, or may have been in one that was not ended.
     written: Mutex<HashSet<InodeNo>>,
-    /// What a sync failed for.
+    /// The backing files for which a sync failed.
     lost: Mutex<HashSet<InodeNo>>,
 }
 
@@ -91,15 +92,21 @@ impl WriteBack {
             return self.sync(node, file);
         }
         match self.files.existing(ino)? {
-            Some(_) if self.is_lost(ino) => Err(lost()),
-            Some(file) => self.note(ino, self.files.sync_file(&file).and_then(|()| self.files.sync_name(ino))),
+            Some(_) if self.lost.lock().contains(&ino) => Err(lost()),
+            Some(file) => {
+                let synced = self.files.sync_file(&file).and_then(|()| self.files.sync_name(ino));
+                synced.inspect_err(|error| {
+                    told(ino, error);
+                    self.lose(ino);
+                })
+            }
             None => Ok(()),
         }
     }
 
     /// Makes the backing file of a node durable, its name too.
     pub(super) fn sync(&self, node: &Node, file: &File) -> io::Result<()> {
-        if self.is_lost(node.ino) {
+        if self.is_lost(node) {
             return Err(lost());
         }
         let named = node.name_synced.load(Ordering::Acquire);
@@ -107,32 +114,46 @@ impl WriteBack {
         let synced = synced.and_then(|()| if named { Ok(()) } else { self.files.sync_name(node.ino) });
         match &synced {
             Ok(()) => node.name_synced.store(true, Ordering::Release),
-            Err(_) => node.note_failure(),
+            Err(error) => {
+                told(node.ino, error);
+                node.note_failure();
+                node.lost.store(true, Ordering::Release);
+                if self.nodes.is_current(node) {
+                    self.lose(node.ino);
+                }
+            }
         }
-        self.note(node.ino, synced)
+        synced
     }
 
-    /// Whether a sync of the file failed.
-    pub(super) fn is_lost(&self, ino: InodeNo) -> bool {
-        self.lost.lock().contains(&ino)
+    /// Whether a sync of a node's backing file failed.
+    pub(super) fn is_lost(&self, node: &Node) -> bool {
+        node.lost.load(Ordering::Acquire) || self.nodes.is_current(node) && self.lost.lock().contains(&node.ino)
     }
 
-    /// The files that a sync failed for.
+    /// The backing files that a sync failed for.
     pub(super) fn lost_files(&self) -> Vec<InodeNo> {
         self.lost.lock().iter().copied().collect()
     }
 
-    /// The file has a new backing file.
-    pub(super) fn renewed(&self, ino: InodeNo) {
-        self.lost.lock().remove(&ino);
+    /// A sync of the backing file with this number failed.
+    pub(super) fn lose(&self, ino: InodeNo) {
+        self.lost.lock().insert(ino);
     }
 
-    fn note(&self, ino: InodeNo, synced: io::Result<()>) -> io::Result<()> {
-        synced.inspect_err(|error| {
-            tracing::error!(ino = ino.0, error = %error, "a backing file cannot be synced");
-            self.lost.lock().insert(ino);
-        })
+    /// The backing file of an inode is another content's from now on, or nobody's. The node that has the old one is told what
+    /// is known of that. Answers whether a sync of it failed.
+    pub(super) fn replaced(&self, ino: InodeNo, node: Option<&Node>) -> bool {
+        let lost = self.lost.lock().remove(&ino);
+        if let Some(node) = node.filter(|_| lost) {
+            node.lost.store(true, Ordering::Release);
+        }
+        lost
     }
+}
+
+fn told(ino: InodeNo, error: &io::Error) {
+    tracing::error!(ino = ino.0, error = %error, "a backing file cannot be synced");
 }
 
 fn lost() -> io::Error {

@@ -149,7 +149,7 @@ impl Inner {
                 body.access = None;
             }
             drop(body);
-            if last && self.write_back.is_lost(file.node.ino) {
+            if last && self.write_back.is_lost(&file.node) {
                 self.later(&file.node);
             }
             self.used(file.node.ino);

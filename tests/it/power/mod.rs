@@ -271,3 +271,40 @@ fn a_failed_sync_is_told_until_the_file_is_safe() {
     scene.cut();
     assert!(fs::read(scene.path("file")).expect("readable") == [7; 50_000], "a sync was acknowledged that was none");
 }
+
+#[test]
+fn a_failed_sync_of_a_replaced_content_does_not_count_for_the_one_that_replaced_it() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    fs::write(scene.path("file"), "first").expect("written");
+    scene.machine().run(&["drain"]);
+    let old = File::options().read(true).write(true).open(scene.path("file")).expect("opened");
+    let other = scene.world.attached("two");
+    let second = other.mount("shared", &scene.world.directory("mnt-2"));
+    fs::write(second.path().join("file"), "of the other device").expect("written");
+    other.run(&["drain"]);
+    scene.machine().run(&["pull"]);
+    assert_eq!(fs::read(scene.path("file")).expect("readable"), b"of the other device");
+
+    old.write_all_at(b"more", 5).expect("written");
+    scene.computer.disk.fail_syncs("/content/", 1);
+    old.sync_all().expect_err("the disk failed");
+    assert_eq!(scene.computer.disk.failed_syncs(), 1);
+    let new = File::options().write(true).open(scene.path("file")).expect("the new content was never lost");
+    new.write_all_at(b"OF", 0).expect("written");
+    new.sync_all().expect("durable");
+    old.sync_all().expect_err("what was lost is not there now");
+    drop((old, new));
+
+    let log = || scene.mounted.as_ref().expect("mounted").log();
+    eventually("the old content is copied", || log().contains("has a new backing file"));
+    let names = fs::read_dir(scene.path("")).expect("listed").map(|entry| entry.expect("an entry").file_name());
+    let conflict =
+        names.into_iter().find(|name| name.to_string_lossy().contains("conflict")).expect("it was written to");
+    let conflict = scene.path(&conflict.to_string_lossy());
+    sync(&conflict).expect("durable");
+    assert_eq!(fs::read(conflict).expect("readable"), b"firstmore");
+    assert_eq!(fs::read(scene.path("file")).expect("readable"), b"OF the other device");
+}
