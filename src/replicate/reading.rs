@@ -32,6 +32,14 @@ pub(super) enum Existed {
 }
 
 impl Existed {
+    /// When it had last been modified then.
+    pub(super) fn modified(&self) -> Timestamp {
+        match *self {
+            Self::WithStamp(stamp, _) => stamp.mtime,
+            Self::Once(mtime) => mtime,
+        }
+    }
+
     /// What the tree keeps of an upload. No file ever has the stamp of one that was read from a file in motion.
     pub(super) fn snapshot(&self, content: Content) -> Snapshot {
         let stamp = match *self {

@@ -11,6 +11,7 @@ use super::reading::Parts;
 use super::settle::{SettlePolicy, Urgency};
 use super::upload::FileOutcome;
 use crate::drive::DirtyFile;
+use crate::tree::Place;
 
 /// Bytes of files that are read before a segment is cut, so that what came first does not wait for all the rest.
 const BATCH: u64 = 256 << 20;
@@ -18,6 +19,9 @@ const BATCH: u64 = 256 << 20;
 const BATCH_FILES: usize = 10_000;
 /// A file that is read while it is written is read at most one part in so many of the time.
 const READING_SHARE: u32 = 10;
+
+/// A name whose file was not looked at in so many looks has none in motion any more.
+const NAME_KEPT: u64 = 4;
 
 /// What push rounds remember from one to the next.
 #[derive(Debug, Default)]
@@ -27,6 +31,9 @@ pub struct PushState {
     /// There is a checkpoint to begin with: the pull loads it.
     pub(super) found_checkpoint: bool,
     files: HashMap<InodeNo, Seen>,
+    /// Names of files in motion: one that replaces another by a rename has waited as long as its name has.
+    names: HashMap<Place, Named>,
+    looks: u64,
     pub(super) changes: Changes,
     pub(super) parts: Parts,
 }
@@ -38,8 +45,17 @@ fn appearance(file: &DirtyFile) -> Appearance {
     (file.size, file.modified, file.changed)
 }
 
-/// A dirty file as rounds have seen it.
+/// A name of a file in motion.
 #[derive(Debug, Clone, Copy)]
+struct Named {
+    /// When a file under it was first seen dirty, or last taken.
+    since: Timestamp,
+    /// The last look at which it had one.
+    look: u64,
+}
+
+/// A dirty file as rounds have seen it.
+#[derive(Debug, Clone)]
 struct Seen {
     /// When it was first seen dirty, or last taken.
     since: Timestamp,
@@ -47,6 +63,8 @@ struct Seen {
     taken: Option<Appearance>,
     /// How long it is left alone at least, if it never comes to rest.
     patience: Duration,
+    /// Its name, while it is in motion.
+    place: Option<Place>,
 }
 
 /// The count of unpublished changes as rounds have seen it: changes of names and attributes have no times of their own.
@@ -127,7 +145,8 @@ impl Engine {
         let now = Timestamp::now();
         let settle = &self.settings.settle;
         let dirty = self.drive.dirty_files()?;
-        state.see(&dirty, now);
+        let place_of = &mut |ino| Ok(self.tree.links(ino)?.into_iter().next().map(|link| link.place));
+        state.see(&dirty, settle, now, place_of)?;
         self.board.only_left_of(|ino| state.files.contains_key(&ino));
         let changes = state.changes.are_ready(self.tree.pending_summary()?.changes, settle, now, urgency);
         let remaining = remaining.among(&dirty);
@@ -154,12 +173,31 @@ impl Engine {
 }
 
 impl PushState {
-    fn see(&mut self, dirty: &[DirtyFile], now: Timestamp) {
+    fn see(
+        &mut self,
+        dirty: &[DirtyFile],
+        settle: &SettlePolicy,
+        now: Timestamp,
+        place_of: &mut dyn FnMut(InodeNo) -> Result<Option<Place>, ReplicateError>,
+    ) -> Result<(), ReplicateError> {
+        self.looks += 1;
+        let look = self.looks;
         let mut before = std::mem::take(&mut self.files);
-        let unseen = Seen { since: now, taken: None, patience: Duration::ZERO };
-        self.files = dirty.iter().map(|file| (file.ino, before.remove(&file.ino).unwrap_or(unseen))).collect();
+        for file in dirty {
+            let unseen = Seen { since: now, taken: None, patience: Duration::ZERO, place: None };
+            let mut seen = before.remove(&file.ino).unwrap_or(unseen);
+            seen.place = if settle.has_rested(file.changed, now) { None } else { place_of(file.ino)? };
+            if let Some(place) = &seen.place {
+                let named = self.names.entry(place.clone()).or_insert(Named { since: seen.since, look });
+                named.look = look;
+                seen.since = seen.since.min(named.since);
+            }
+            self.files.insert(file.ino, seen);
+        }
+        self.names.retain(|_, named| look - named.look < NAME_KEPT);
         let files = &self.files;
         self.parts.retain(|ino, _| files.contains_key(ino));
+        Ok(())
     }
 
     /// Whether the file is what it was when it was taken.
@@ -186,7 +224,13 @@ impl PushState {
                     (None, Duration::ZERO)
                 }
             };
-            self.files.insert(file.ino, Seen { since: now, taken, patience: spent.saturating_mul(READING_SHARE) });
+            let place = self.files.remove(&file.ino).and_then(|seen| seen.place);
+            let is_gone = matches!(outcomes.get(&file.ino), Some(FileOutcome::Overtaken | FileOutcome::Gone));
+            if let Some(named) = place.as_ref().filter(|_| !is_gone).and_then(|place| self.names.get_mut(place)) {
+                named.since = now;
+            }
+            let patience = spent.saturating_mul(READING_SHARE);
+            self.files.insert(file.ino, Seen { since: now, taken, patience, place });
         }
     }
 }
@@ -214,6 +258,8 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
+    use cairn_platform_api::VfsName;
+
     use super::*;
 
     #[test]
@@ -237,7 +283,7 @@ mod tests {
         };
         let settle = SettlePolicy::default();
         let mut state = PushState::default();
-        state.see(&[file(0)], at(0));
+        state.see(&[file(0)], &settle, at(0), &mut |_| Ok(None)).expect("seen");
         assert!(state.is_ready(&file(30), &settle, at(30), Urgency::Settled), "its longest delay is over");
         let spent = Duration::from_secs(10);
         state.were_read(&[file(30)], &HashMap::from([(InodeNo(7), FileOutcome::Moment { spent })]), at(30));
@@ -245,5 +291,38 @@ mod tests {
         assert!(state.is_ready(&file(100), &settle, at(102), Urgency::Settled), "it has come to rest");
         assert!(state.is_ready(&file(130), &settle, at(130), Urgency::Settled));
         assert!(state.is_ready(&file(100), &settle, at(100), Urgency::Drain));
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_again_and_again_waits_no_longer_than_one_that_is_written_all_the_time() {
+        let at = |milliseconds: i64| Timestamp::from_nanos(milliseconds * 1_000_000);
+        let settle = SettlePolicy::default();
+        let name = |text: &[u8]| VfsName::new(text).expect("a name");
+        let place = |text: &[u8]| Place { parent: InodeNo::ROOT, name: name(text) };
+        let mut state = PushState::default();
+        let mut taken = Vec::new();
+        for number in 0..200 {
+            let time = at(number * 500);
+            let file = DirtyFile {
+                ino: InodeNo(100 + number as u64),
+                size: 1,
+                modified: time,
+                changed: time,
+                open_for_write: crate::drive::OpenForWrite::No,
+            };
+            // Now and then it does not have its name yet.
+            let named = if number % 7 == 3 { place(b"tmp") } else { place(b"state") };
+            state.see(&[file], &settle, time, &mut |_| Ok(Some(named.clone()))).expect("seen");
+            if state.is_ready(&file, &settle, time, Urgency::Settled) {
+                state.were_read(&[file], &HashMap::from([(file.ino, FileOutcome::Whole)]), time);
+                taken.push(number / 2);
+            }
+        }
+        assert_eq!(taken, [30, 60, 90]);
+        state.see(&[], &settle, at(0), &mut |_| Ok(None)).expect("seen");
+        for _ in 0..NAME_KEPT {
+            state.see(&[], &settle, at(0), &mut |_| Ok(None)).expect("seen");
+        }
+        assert!(state.names.is_empty() && state.files.is_empty());
     }
 }

@@ -21,7 +21,7 @@ use crate::cache::Stamp;
 use crate::chunk::{ChunkId, ChunkLocation, Manifest, PackId};
 use crate::drive::Synced;
 use crate::provider::PutMode;
-use crate::tree::{Content, ManifestRows};
+use crate::tree::{Content, InodeRow, ManifestRows, Place};
 use crate::vault::paths;
 
 /// Packs that are sent at the same time: enough to fill a line with latency, few enough to bound memory.
@@ -41,11 +41,21 @@ pub(super) struct SealedPack {
     pub(super) chunks: Vec<(ChunkId, ChunkLocation)>,
 }
 
+/// What a file was before it was read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Origin {
+    /// The published content that it began as.
+    pub(super) base: Option<Content>,
+    /// Its name.
+    place: Option<Place>,
+    /// Who may read it: mode, owner and group.
+    access: Option<(u16, u32, u32)>,
+}
+
 /// A content that existed as a whole.
 pub(super) struct ReadFile {
     pub(super) ino: InodeNo,
-    /// What it began as.
-    pub(super) base: Option<Content>,
+    pub(super) origin: Origin,
     pub(super) content: Content,
     pub(super) existed: Existed,
     pub(super) manifest: Manifest,
@@ -179,14 +189,42 @@ impl Engine {
         let mut operation = self.tree.store().operation()?;
         operation.put_manifest(&file.content.id, &file.manifest);
         operation.commit();
-        if !self.tree.set_snapshot_over(file.ino, file.base, &file.existed.snapshot(file.content))? {
-            return Ok(false);
+        if !self.tree.set_snapshot_over(file.ino, file.origin.base, &file.existed.snapshot(file.content))? {
+            return self.hand_down(file);
         }
         if let Existed::WithStamp(stamp, synced) = file.existed {
             self.say_uploaded(file.ino, file.content, stamp, synced)?;
         }
         self.failpoints.pass("push.after_snapshot")?;
         Ok(true)
+    }
+
+    /// What a file is at this moment.
+    pub(super) fn origin(&self, ino: InodeNo) -> Result<Origin, ReplicateError> {
+        let row = self.tree.inode(ino)?;
+        let base = row.as_ref().and_then(|row| row.content.published());
+        let place = self.tree.links(ino)?.into_iter().next().map(|link| link.place);
+        Ok(Origin { base, place, access: row.as_ref().map(access_of) })
+    }
+
+    /// Has a file that replaced the one that was read published with what was read, as what its name meant at one time: where
+    /// a file is replaced again and again, none may live long enough to be sent. Answers whether that can be.
+    fn hand_down(&self, file: &ReadFile) -> Result<bool, ReplicateError> {
+        let Some(place) = &file.origin.place else { return Ok(false) };
+        if self.tree.inode(file.ino)?.is_some() {
+            return Ok(false);
+        }
+        let Some(heir) = self.tree.lookup(place.parent, &place.name)? else { return Ok(false) };
+        let row = self.tree.inode(heir.ino)?;
+        // Others must not get to read it.
+        if row.as_ref().map(access_of) != file.origin.access {
+            return Ok(false);
+        }
+        if self.tree.snapshot(heir.ino)?.is_some() {
+            return Ok(true);
+        }
+        let existed = Existed::Once(file.existed.modified());
+        Ok(self.tree.set_snapshot_over(heir.ino, None, &existed.snapshot(file.content))?)
     }
 
     pub(super) fn say_uploaded(
@@ -202,4 +240,8 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+fn access_of(row: &InodeRow) -> (u16, u32, u32) {
+    (row.mode, row.uid, row.gid)
 }

@@ -30,6 +30,11 @@ pub enum Urgency {
 }
 
 impl SettlePolicy {
+    /// Whether what last changed at `changed` has been at rest for so long by `now` that it can have been sent.
+    pub fn has_rested(&self, changed: Timestamp, now: Timestamp) -> bool {
+        elapsed(changed, now) >= self.settle * 2
+    }
+
     /// Whether what became dirty at `since` and was last modified at `modified` is ready at `now`.
     ///
     /// A modification time after `now` was set by a program and says nothing; one before `since` neither (`cp -p`).

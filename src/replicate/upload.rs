@@ -19,7 +19,7 @@ use super::push::Presence;
 use super::reading::{
     CutError, Existed, FRESH_WAIT, Part, Parts, Source, content_error, for_each_chunk, settled_stamp, stands_still,
 };
-use super::send::{Produced, ReadFile, SealedPack, Ticket};
+use super::send::{Origin, Produced, ReadFile, SealedPack, Ticket};
 use crate::cache::Stamp;
 use crate::chunk::{ChunkId, ChunkRef, Compressor, Manifest};
 use crate::drive::{ContentReader, Look, Synced};
@@ -94,8 +94,8 @@ pub(super) struct Cutter {
     packed: HashMap<ChunkId, Ticket>,
     parts: Parts,
     synced: Option<Synced>,
-    /// The published content that the file began as which is taken now.
-    base: Option<Content>,
+    /// Of the file that is taken now.
+    origin: Origin,
     buffer: Vec<u8>,
 }
 
@@ -117,7 +117,7 @@ impl Cutter {
             packed: HashMap::new(),
             parts,
             synced: None,
-            base: None,
+            origin: Origin::default(),
             buffer,
         })
     }
@@ -151,7 +151,7 @@ impl Cutter {
         let attempts = if self.parts.contains_key(&ino) { 1 } else { ATTEMPTS };
         for _ in 0..attempts {
             // Before the file is opened: what is read is of this content or of one that came later.
-            self.base = self.engine.tree.inode(ino)?.and_then(|row| row.content.published());
+            self.origin = self.engine.origin(ino)?;
             let opened = self.engine.drive.open_content(ino).map_err(|source| content_error(ino, source))?;
             let Some(reader) = opened else {
                 return Ok(FileOutcome::Gone);
@@ -213,7 +213,7 @@ impl Cutter {
     fn take_moment(&mut self, ino: InodeNo, reader: &ContentReader) -> Result<FileOutcome, CutError> {
         let begun = Instant::now();
         let (content, chunks) = match self.parts.remove(&ino) {
-            Some(Part::Frozen { base, content, chunks }) if base == self.base => (content, chunks),
+            Some(Part::Frozen { base, content, chunks }) if base == self.origin.base => (content, chunks),
             other => match reader.freeze().map_err(|source| content_error(ino, source))? {
                 Some(content) => (content, Vec::new()),
                 None => return self.take_twice(ino, reader, other),
@@ -224,8 +224,10 @@ impl Cutter {
         let Look { size, modified } = content.look();
         let read = self.gather(ino, (&content, size), &mut gathered);
         if matches!(read, Err(CutError::Suspended)) {
-            self.parts
-                .insert(ino, Part::Frozen { base: self.base, content, chunks: std::mem::take(&mut gathered.chunks) });
+            self.parts.insert(
+                ino,
+                Part::Frozen { base: self.origin.base, content, chunks: std::mem::take(&mut gathered.chunks) },
+            );
         }
         read?;
         self.finish_moment(ino, reader, gathered, Existed::Once(modified))?;
@@ -311,7 +313,8 @@ impl Cutter {
             }
         }
         let content = Content { size: manifest.size, id: manifest.content_id(self.engine.vault.keys()) };
-        self.produce(Produced::File(Box::new(ReadFile { ino, base: self.base, content, existed, manifest, needs })))
+        let origin = self.origin.clone();
+        self.produce(Produced::File(Box::new(ReadFile { ino, origin, content, existed, manifest, needs })))
     }
 
     /// Sends the last pack of the pass; what is begun and not finished is handed back.

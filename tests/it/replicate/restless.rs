@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use cairn_platform_api::{HandleNo, InodeNo, SetIdBits, Vfs};
+use cairn_platform_api::{HandleNo, InodeNo, OpenMode, RenameMode, SetIdBits, Vfs, VfsName};
 use cairnfs::base::os;
 use cairnfs::drive::Drive;
-use cairnfs::replicate::{DrainError, LeftReason, Replicator, Stopped, Urgency};
+use cairnfs::replicate::{DrainError, LeftReason, ReplicateSettings, Replicator, SettlePolicy, Stopped, Urgency};
 
 use super::device::{Device, noise};
 use super::world::World;
+use crate::harness::eventually;
 
 /// Many chunks of those that these worlds have.
 const LENGTH: u64 = 40_000;
@@ -116,6 +118,92 @@ fn version_before_stays_published_while_a_file_is_restless() {
     world.pull(&b);
     assert!(b.read("image").expect("it is there") == before || disk_freezes());
     a.drive.release(handle);
+}
+
+/// Saves a file as careful programs do: whole under another name, which then takes the place of the old one.
+fn save(drive: &Drive, content: &[u8]) {
+    let name = |text: &str| VfsName::new(text.as_bytes()).expect("a valid name");
+    let mode = OpenMode { read: true, write: true, append: false, truncate: false };
+    let made = drive.create(super::device::CALLER, InodeNo::ROOT, &name("tmp"), 0o644, mode).expect("it is made");
+    write(drive, made.1.handle, 0, content);
+    drive.release(made.1.handle);
+    let (tmp, state) = (name("tmp"), name("state"));
+    drive.rename(InodeNo::ROOT, &tmp, InodeNo::ROOT, &state, RenameMode::Replace).expect("it takes the name");
+}
+
+/// Where nothing ever comes to rest.
+fn never_settled(settings: &mut ReplicateSettings) {
+    settings.settle = SettlePolicy { settle: Duration::from_secs(3600), max_delay: Duration::from_millis(50) };
+}
+
+/// Acts and pushes in turn until `is_there`.
+fn until(world: &World, a: &Device, act: impl Fn(u64), is_there: impl Fn() -> bool) {
+    let mut turn = 0;
+    eventually("it is sent although it does not rest", || {
+        turn += 1;
+        act(turn);
+        world.runtime.block_on(a.engine.push_round(Urgency::Settled)).expect("the device pushes");
+        is_there()
+    });
+}
+
+#[test]
+fn file_that_is_replaced_again_and_again_is_published() {
+    let world = World::of_tiny_chunks();
+    let (a, b) = (world.device_of("a", Arc::clone(&world.remote), never_settled), world.device("b"));
+    let content = |turn: u64| noise(turn, 2000);
+    let published = || {
+        world.pull(&b);
+        b.read("state").is_ok()
+    };
+    until(&world, &a, |turn| save(&a.drive, &content(turn)), published);
+    let first = b.read("state").expect("it is there");
+    assert!((1..10_000).any(|turn| first == content(turn)), "what was published was never saved");
+
+    // It is replaced also while it is sent, so that none of its versions is there when it could be published.
+    let (drive, times) = (Arc::downgrade(&a.drive), AtomicU64::new(1_000_000));
+    a.engine.failpoints.set_hook(move |step| {
+        if step == "push.after_pack" {
+            save(&drive.upgrade().expect("the drive is open"), &noise(times.fetch_add(1, Ordering::SeqCst), 2000));
+        }
+        Ok(())
+    });
+    let changed = || {
+        world.pull(&b);
+        b.read("state").expect("it is there") != first
+    };
+    until(&world, &a, |turn| save(&a.drive, &content(2_000_000 + turn)), changed);
+    let then = b.read("state").expect("it is there");
+    assert!((1..10_000).any(|turn| then == content(2_000_000 + turn)), "what was published was never saved");
+    assert!(a.read("state").expect("it is there") != then, "a newer one is only here");
+    a.engine.failpoints.set_hook(|_| Ok(()));
+    world.drain(&a);
+    world.pull(&b);
+    assert!(b.everything() == a.everything());
+    assert_eq!(b.names().len(), a.names().len());
+}
+
+#[test]
+fn log_that_is_rotated_again_and_again_is_published() {
+    let world = World::of_tiny_chunks();
+    let (a, b) = (world.device_of("a", Arc::clone(&world.remote), never_settled), world.device("b"));
+    for name in ["log", "log.1", "log.2"] {
+        a.write(name, b"old");
+    }
+    world.drain(&a);
+    let rotate = |turn: u64| {
+        a.rename("log.1", "log.2");
+        a.rename("log", "log.1");
+        a.write("log", &noise(turn, 2000));
+    };
+    let published = || {
+        world.pull(&b);
+        b.read("log").expect("it is there") != b"old"
+    };
+    until(&world, &a, rotate, published);
+    world.drain(&a);
+    world.pull(&b);
+    assert!(b.everything() == a.everything());
 }
 
 #[test]
