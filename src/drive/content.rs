@@ -78,10 +78,10 @@ impl Inner {
         if missing.is_empty() {
             return Ok(());
         }
-        let bytes = missing.iter().map(|gap| gap.end - gap.start).sum();
+        let layout = self.layout(node)?;
+        let bytes = missing.into_iter().map(|gap| self.data_in(&layout, gap)).sum();
         let inner = Arc::clone(self);
         self.blocking(move || inner.admit(bytes)).await?;
-        let layout = self.layout(node)?;
         let mut pieces = layout.covering(0..end);
         let mut running = FuturesUnordered::new();
         loop {
@@ -97,6 +97,12 @@ impl Inner {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// How many bytes of a range take room.
+    fn data_in(&self, layout: &Layout, range: Range<u64>) -> u64 {
+        let pieces = layout.covering(range.clone()).filter(|piece| !self.source.is_hole(&piece.chunk));
+        pieces.map(|piece| piece.range.end.min(range.end) - piece.range.start.max(range.start)).sum()
     }
 
     async fn fetch_and_keep(self: &Arc<Self>, node: &NodeRef, piece: Piece, wanted: Range<u64>) -> VfsResult<()> {

@@ -33,6 +33,9 @@ pub enum FetchError {
 pub trait ContentSource: Send + Sync + 'static {
     /// The plaintext of a chunk: exactly `chunk.len` bytes that hash to its id, or an error.
     fn fetch(&self, chunk: ChunkRef) -> BoxFuture<'static, Result<Bytes, FetchError>>;
+
+    /// Whether a chunk is known to be nothing but zeros, which take no room: that of a large hole.
+    fn is_hole(&self, chunk: &ChunkRef) -> bool;
 }
 
 /// A source in memory, for tests and for drives without a remote.
@@ -57,5 +60,9 @@ impl ContentSource for MemorySource {
                 reason: "it was never stored".to_owned(),
             })
         })
+    }
+
+    fn is_hole(&self, chunk: &ChunkRef) -> bool {
+        self.chunks.lock().get(&chunk.id).is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0))
     }
 }

@@ -117,6 +117,10 @@ impl ContentSource for Fetcher {
         });
         flight.boxed()
     }
+
+    fn is_hole(&self, chunk: &ChunkRef) -> bool {
+        self.shared.vault.chunker().is_zero_chunk(&chunk.id)
+    }
 }
 
 impl Shared {

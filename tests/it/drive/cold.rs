@@ -275,6 +275,17 @@ fn a_file_without_room_for_it_cannot_be_opened_for_writing_but_emptied() {
 }
 
 #[test]
+fn a_hole_needs_no_room_to_be_opened_for_writing() {
+    let mut machine = Machine::new();
+    let bytes = vec![0; 60_000];
+    let ino = cold(&machine, &bytes);
+    machine.settings.disk_reserve = u64::MAX / 2;
+    machine.restart();
+    assert_eq!(machine.open_file(ino, WRITE).map(|_| ()), Ok(()));
+    assert_bytes(&machine, ino, &bytes);
+}
+
+#[test]
 fn a_cold_file_without_names_can_be_opened_for_writing() {
     let machine = Machine::new();
     let mut expected = noise(12, 30_000);

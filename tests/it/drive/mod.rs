@@ -51,6 +51,10 @@ impl ContentSource for Remote {
         }
         self.chunks.fetch(chunk)
     }
+
+    fn is_hole(&self, chunk: &ChunkRef) -> bool {
+        self.chunks.is_hole(chunk)
+    }
 }
 
 /// A drive in a temporary directory, with a remote in memory.
