@@ -41,8 +41,12 @@ impl StorageBackend for Watched {
         self.backend.read(offset, len)
     }
 
+    /// A length that grows is made durable at once: redb writes a header that counts on it before it syncs, and opens no file that
+    /// is shorter than its header says.
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.backend.set_len(len)
+        let grows = len > self.backend.len()?;
+        self.backend.set_len(len)?;
+        if grows { self.sync_data(false) } else { Ok(()) }
     }
 
     fn sync_data(&self, eventual: bool) -> io::Result<()> {

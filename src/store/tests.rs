@@ -26,6 +26,8 @@ struct Disk {
     acknowledged: Arc<AtomicU64>,
     keeps_crashes: bool,
     keeps_unsynced: bool,
+    /// What cuts leave that take the new length of a file that has grown, and nothing of what was written within the old one.
+    shorter: Vec<Vec<u8>>,
     /// Writes and syncs until one fails, and how.
     fail_in: Option<(u64, io::ErrorKind)>,
     /// The next sync fails like this, and loses what it was to make durable.
@@ -101,6 +103,10 @@ impl StorageBackend for SharedDisk {
         }
         if disk.keeps_crashes {
             disk.crash();
+        }
+        if disk.keeps_unsynced && disk.bytes.len() > disk.synced.len() && !disk.unsynced.is_empty() {
+            let image = disk.bytes[..disk.synced.len()].to_vec();
+            disk.shorter.push(image);
         }
         if disk.keeps_crashes || disk.keeps_unsynced {
             disk.synced = disk.bytes.clone();
@@ -247,6 +253,33 @@ fn after_a_power_cut(disk: &Disk, random: &mut impl FnMut(u64) -> u64) -> Vec<u8
         }
     }
     image
+}
+
+#[test]
+fn a_store_that_grows_survives_a_power_cut_that_takes_its_new_length_only() {
+    let disk = SharedDisk::default();
+    drop(disk.store(options()));
+    {
+        let mut disk = disk.0.lock();
+        disk.synced = disk.bytes.clone();
+        disk.keeps_unsynced = true;
+    }
+    let before = disk.0.lock().bytes.len();
+    let store = disk.store(options());
+    let mut n = 0;
+    while disk.0.lock().bytes.len() < 2 * before {
+        n += 1;
+        let mut operation = store.operation().unwrap();
+        operation.put(&key(2000 + n, b"filler"), vec![1; 100_000]);
+        operation.commit();
+        count_up(&store, n).unwrap();
+        store.flush().unwrap();
+    }
+    drop(store);
+    let images = std::mem::take(&mut disk.0.lock().shorter);
+    for image in images {
+        counted(&SharedDisk::holding(image).store(options()));
+    }
 }
 
 #[test]
