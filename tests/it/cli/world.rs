@@ -318,6 +318,8 @@ impl Mounted {
     /// Kills the process as a power cut would.
     pub fn kill(&mut self) {
         self.child.kill().expect("it is our child");
+        // Ends the connection, which the kernel may never do by itself (docs/SEMANTICS.md); a mount that is in use stays.
+        let _ = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::FORCE);
         self.child.wait().expect("it is our child");
     }
 
