@@ -23,7 +23,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use mounts::{Mount, Who};
-use work::{Figures, GROUPS, Place, Sizes};
+use work::{Figures, GROUPS, POPULATE, Place, Sizes};
 
 struct Options {
     directory: PathBuf,
@@ -169,7 +169,9 @@ fn speed(options: &Options, place: &Path, program: &Path) -> Result<()> {
     let root = rustix::process::geteuid().is_root();
     let users: &[Who] = if root { &[Who::Us, Who::Nobody] } else { &[Who::Us] };
     let users = users.iter().map(|who| systems(place, program, *who)).collect::<Result<Vec<_>>>()?;
-    users.iter().flatten().try_for_each(|system| work::populate(&system.directory))?;
+    for system in users.iter().flatten() {
+        measure(options, &worker, system, POPULATE, &sources)?;
+    }
 
     let mut order = Vec::new();
     // For each user and kind of work the seconds of folder, memory and drive, round by round.

@@ -37,6 +37,9 @@ pub struct Place<'a> {
 pub const GROUPS: [(&str, bool); 5] =
     [("data", false), ("names", false), ("cold stat", true), ("cold list", true), ("programs", false)];
 
+/// What comes before all of [`GROUPS`]: makes the directory that is looked at when it is cold.
+pub const POPULATE: &str = "populate";
+
 const BLOCK: usize = 4096;
 /// Entries of the directory that is looked at.
 const ENTRIES: usize = 10_000;
@@ -55,6 +58,7 @@ pub type Figures = Vec<(String, f64)>;
 pub fn work(group: &str, place: &Place<'_>, sizes: &Sizes) -> Result<Figures> {
     let mut figures = Figures::new();
     match group {
+        POPULATE => populate(place.directory)?,
         "data" => data(place, sizes, &mut figures)?,
         "names" => names(place, sizes, &mut figures)?,
         "cold stat" => cold_stat(place, &mut figures)?,
@@ -85,11 +89,7 @@ pub fn prepare(sources: &Path, sizes: &Sizes) -> Result<()> {
     run(Command::new("tar").arg("-C").arg(&tree).args(["--exclude=.git", "-cf"]).arg(sources.join("tree.tar")).arg("."))
 }
 
-/// Makes the directory that [`GROUPS`] look at when it is cold.
-///
-/// # Errors
-/// What failed.
-pub fn populate(directory: &Path) -> Result<()> {
+fn populate(directory: &Path) -> Result<()> {
     let many = directory.join("many");
     fs::create_dir(&many)?;
     (0..ENTRIES).try_for_each(|number| Ok(File::create_new(many.join(format!("entry-{number}"))).map(drop)?))

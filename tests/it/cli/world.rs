@@ -318,7 +318,13 @@ impl Mounted {
     /// Kills the process as a power cut would.
     pub fn kill(&mut self) {
         self.child.kill().expect("it is our child");
-        // Ends the connection, which the kernel may never do by itself (docs/SEMANTICS.md); a mount that is in use stays.
+        for _ in 0..2000 {
+            if self.has_ended() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // The kernel may never end the connection by itself (docs/SEMANTICS.md, Known limits); a mount that is in use stays.
         let _ = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::FORCE);
         self.child.wait().expect("it is our child");
     }
@@ -344,8 +350,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if !self.has_ended() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.kill();
         }
         // A dead mount would keep the directory from being removed; a living one is another process's.
         if rustix::fs::statfs(&self.mountpoint).err() == Some(rustix::io::Errno::NOTCONN) {
