@@ -25,7 +25,8 @@ impl Who {
     pub fn command(self, program: &Path) -> Command {
         let mut command = Command::new(program);
         if self == Self::Nobody {
-            command.uid(NOBODY).gid(NOBODY);
+            // Without settings of ours.
+            command.uid(NOBODY).gid(NOBODY).env("HOME", "/nonexistent");
         }
         command
     }
