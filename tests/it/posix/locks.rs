@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
 
 use super::support::*;
 use crate::harness::eventually;
@@ -85,6 +86,46 @@ fn try_from_another_process(path: &Path) -> Option<i32> {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "posix::locks::another_process_tries_a_posix_lock"]).env(CHILD, path);
     child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code()
+}
+
+/// Waits for a lock, and says whether a signal ended that.
+const WAITER: &str = "
+import fcntl, signal, sys
+class Signalled(Exception):
+    pass
+def handler(*_):
+    raise Signalled
+signal.signal(signal.SIGUSR1, handler)
+with open(sys.argv[1], 'r+') as file:
+    try:
+        (fcntl.flock if sys.argv[2] == 'flock' else fcntl.lockf)(file, fcntl.LOCK_EX)
+    except Signalled:
+        sys.exit(17)
+";
+
+/// Python comes back from a call at a signal whose handler raises only if the call did: with `EINTR`.
+pub fn a_signal_ends_the_wait_for_a_lock(dir: &Path) {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return crate::skip::skipped("no python3");
+    }
+    let path = dir.join("file");
+    let holder = file(&path);
+    type Lock = fn(&File, FlockOperation) -> rustix::io::Result<()>;
+    let (whole, ranges): (Lock, Lock) = (|file, how| flock(file, how), |file, how| fcntl_lock(file, how));
+    for (kind, lock) in [("flock", whole), ("lockf", ranges)] {
+        lock(&holder, FlockOperation::LockExclusive).unwrap();
+        let mut waiter = Command::new("python3").args(["-c", WAITER]).arg(&path).arg(kind).spawn().unwrap();
+        eventually("it waits", || waiting(&path) == 1);
+        rustix::process::kill_process(Pid::from_child(&waiter), Signal::USR1).unwrap();
+        let mut ended = None;
+        eventually("it goes on", || {
+            ended = waiter.try_wait().unwrap();
+            ended.is_some()
+        });
+        assert_eq!(ended.and_then(|status| status.code()), Some(17), "{kind}");
+        assert_eq!(waiting(&path), 0);
+        lock(&holder, FlockOperation::Unlock).unwrap();
+    }
 }
 
 pub fn posix_locks_are_between_processes(dir: &Path) {

@@ -143,6 +143,7 @@ suites! {
             flock_excludes,
             waiters_for_a_lock_hold_up_nobody,
             posix_locks_are_between_processes,
+            a_signal_ends_the_wait_for_a_lock,
         ],
         permissions: [
             modes_decide_who_may_do_what,
