@@ -107,7 +107,14 @@ impl Timestamp {
 
     /// From seconds and the nanoseconds after them (0 to 999,999,999), held to what can be represented.
     pub const fn from_parts(seconds: i64, nanos: u32) -> Self {
-        Self(seconds.saturating_mul(1_000_000_000).saturating_add(nanos as i64))
+        let nanos = seconds as i128 * 1_000_000_000 + nanos as i128;
+        if nanos < i64::MIN as i128 {
+            Self(i64::MIN)
+        } else if nanos > i64::MAX as i128 {
+            Self(i64::MAX)
+        } else {
+            Self(nanos as i64)
+        }
     }
 
     /// Seconds, rounded down, and the nanoseconds after them.
@@ -337,4 +344,23 @@ pub enum SetIdBits {
     Keep,
     /// Clears them, as `write(2)` by an ordinary user does.
     Clear,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_held_to_what_can_be_represented() {
+        let (first, last) = (Timestamp(i64::MIN), Timestamp(i64::MAX));
+        for time in [first, Timestamp(i64::MIN + 1), Timestamp(-1), Timestamp(0), last] {
+            let (seconds, nanos) = time.to_parts();
+            assert_eq!(Timestamp::from_parts(seconds, nanos), time);
+        }
+        assert_eq!(Timestamp::from_parts(-1, 999_999_999), Timestamp(-1));
+        assert_eq!(Timestamp::from_parts(i64::MIN, 0), first);
+        assert_eq!(Timestamp::from_parts(-9_223_372_037, 0), first);
+        assert_eq!(Timestamp::from_parts(-9_223_372_037, 999_999_999), Timestamp(-9_223_372_036_000_000_001));
+        assert_eq!(Timestamp::from_parts(i64::MAX, 999_999_999), last);
+    }
 }

@@ -22,6 +22,30 @@ pub fn times_keep_nanoseconds_before_1970_and_after_2038(dir: &Path) {
     }
 }
 
+/// What 64 bits of nanoseconds hold, as the kernel holds times to what an ext4 can keep. Of a directory, since a content's
+/// time is kept by the file system below.
+pub fn times_beyond_what_is_kept_become_the_first_or_the_last(dir: &Path) {
+    let sub = dir.join("sub");
+    fs::create_dir(&sub).unwrap();
+    let (first, last) = ((-9_223_372_037, 145_224_192), (9_223_372_036, 854_775_807));
+    let times = [(-8_520_336_000, 1), (7_258_118_400, 999_999_999), first, last];
+    for (seconds, nanos) in times {
+        set_times(&sub, time(seconds, nanos), time(seconds, nanos));
+        let meta = fs::metadata(&sub).unwrap();
+        assert_eq!([(meta.atime(), meta.atime_nsec()), (meta.mtime(), meta.mtime_nsec())], [(seconds, nanos); 2]);
+    }
+    for (seconds, nanos) in [(i64::MIN, 0), (i64::MIN + 1, 7), (first.0, first.1 - 1), (first.0 - 1, 999_999_999)] {
+        set_times(&sub, time(0, 0), time(seconds, nanos));
+        let meta = fs::metadata(&sub).unwrap();
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), first, "{seconds} {nanos}");
+    }
+    for (seconds, nanos) in [(i64::MAX, 0), (i64::MAX - 1, 7), (last.0, last.1 + 1), (last.0 + 1, 0)] {
+        set_times(&sub, time(0, 0), time(seconds, nanos));
+        let meta = fs::metadata(&sub).unwrap();
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), last, "{seconds} {nanos}");
+    }
+}
+
 pub fn utimensat_knows_now_and_omit(dir: &Path) {
     let path = dir.join("file");
     file(&path);

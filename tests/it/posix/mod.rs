@@ -95,6 +95,7 @@ suites! {
         ],
         attributes: [
             times_keep_nanoseconds_before_1970_and_after_2038,
+            times_beyond_what_is_kept_become_the_first_or_the_last,
             utimensat_knows_now_and_omit,
             times_of_a_symbolic_link_are_its_own,
             a_write_after_utimensat_shows_at_once,
