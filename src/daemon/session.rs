@@ -304,7 +304,7 @@ fn own_root(vfs: &dyn Vfs, (uid, gid): (u32, u32)) -> Result<(), FsError> {
         return Ok(());
     }
     let set = SetAttributes { uid: Some(uid), gid: Some(gid), mtime: Some(SetTime::Now), ..SetAttributes::default() };
-    vfs.setattr(Caller { uid: 0, gid: 0, pid: 0 }, InodeNo::ROOT, None, set).wait().map(|_| ())
+    vfs.setattr(Caller { uid: 0, gid: 0, pid: 0, umask: 0 }, InodeNo::ROOT, None, set).wait().map(|_| ())
 }
 
 /// What only this machine has of a drive that is not mounted.

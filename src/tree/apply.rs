@@ -443,4 +443,7 @@ fn set_fields(row: &mut InodeRow, change: &InodeChange) {
             None => row.xattrs.remove(name),
         };
     }
+    if change.mode.is_some() || !change.xattrs.is_empty() {
+        row.permissions().settle();
+    }
 }

@@ -1,10 +1,8 @@
 //! What rows hold, and their encodings. Every value begins with a version byte.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use cairn_platform_api::{
-    FileKind, InodeNo, NAME_MAX, SYMLINK_MAX, Timestamp, VfsName, XATTR_NAME_MAX, XATTR_VALUE_MAX,
+    FileKind, InodeNo, NAME_MAX, Permissions, SYMLINK_MAX, Timestamp, VfsName, XATTR_NAME_MAX, XATTR_VALUE_MAX, Xattrs,
 };
 
 use super::DentryId;
@@ -81,7 +79,7 @@ pub struct InodeRow {
     /// Creation.
     pub btime: Timestamp,
     /// Extended attributes.
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub xattrs: Xattrs,
     /// Target of a symbolic link.
     pub target: Option<Vec<u8>>,
     /// Content.
@@ -104,7 +102,7 @@ impl InodeRow {
             mtime: now,
             ctime: now,
             btime: now,
-            xattrs: BTreeMap::new(),
+            xattrs: Xattrs::new(),
             target: None,
             content: match kind {
                 FileKind::Regular => ContentState::Local { base: None },
@@ -117,6 +115,11 @@ impl InodeRow {
     /// Whether it is a directory.
     pub fn is_directory(&self) -> bool {
         self.kind == FileKind::Directory
+    }
+
+    /// Mode and access control lists, which change together.
+    pub fn permissions(&mut self) -> Permissions<'_> {
+        Permissions { kind: self.kind, mode: &mut self.mode, xattrs: &mut self.xattrs }
     }
 
     /// The value of its row.
@@ -184,7 +187,7 @@ impl InodeRow {
             *time = Timestamp::from_nanos(reader.i64("a time")?);
         }
         let [atime, mtime, ctime, btime] = times;
-        let mut xattrs = BTreeMap::new();
+        let mut xattrs = Xattrs::new();
         for _ in 0..reader.count(usize::MAX, "extended attributes")? {
             let name = reader.bytes(XATTR_NAME_MAX, "the name of an attribute")?.to_vec();
             xattrs.insert(name, reader.bytes(XATTR_VALUE_MAX, "an extended attribute")?.to_vec());

@@ -10,10 +10,12 @@
 //! - The driver's kernel checks permissions (`default_permissions`) and keeps file locks; the `Vfs` keeps
 //!   owner, mode and the rules that change them.
 
+mod acl;
 mod error;
 mod types;
 mod vfs;
 
+pub use acl::{ACL_VALUE_MAX, AclKind, Permissions, Xattrs};
 pub use error::{FsError, VfsResult};
 pub use types::*;
 pub use vfs::{Answer, DirectorySink, Notifier, ReadAnswer, Vfs};

@@ -177,6 +177,8 @@ pub struct Caller {
     pub gid: u32,
     /// Process id, 0 where there is none.
     pub pid: u32,
+    /// Permission bits that what it makes does not get, unless the directory has a default access control list.
+    pub umask: u16,
 }
 
 /// A time to set.
@@ -235,7 +237,7 @@ pub struct Opened {
 pub struct NewNode {
     /// What it is.
     pub kind: FileKind,
-    /// Permission bits, umask applied.
+    /// Permission bits.
     pub mode: u16,
     /// Device number of a device node, else 0.
     pub rdev: u32,

@@ -72,9 +72,11 @@ pub trait Vfs: Send + Sync + 'static {
     /// The target of a symbolic link.
     fn readlink(&self, ino: InodeNo) -> VfsResult<Vec<u8>>;
 
-    /// Makes a node owned by the caller; in a set-group-id directory it gets the directory's group.
+    /// Makes a node owned by the caller; in a set-group-id directory it gets the directory's group. Here and in the others
+    /// that make something, what it may do follows from its mode, the caller's umask and the directory's default access
+    /// control list ([`crate::Permissions::inherit`]).
     fn mknod(&self, caller: Caller, parent: InodeNo, name: &VfsName, node: NewNode) -> VfsResult<Attributes>;
-    /// Makes a directory (`mode` has the umask applied); in a set-group-id directory the bit is inherited too.
+    /// Makes a directory; in a set-group-id directory the bit is inherited too.
     fn mkdir(&self, caller: Caller, parent: InodeNo, name: &VfsName, mode: u16) -> VfsResult<Attributes>;
     /// Makes a symbolic link.
     fn symlink(&self, caller: Caller, parent: InodeNo, name: &VfsName, target: &[u8]) -> VfsResult<Attributes>;
@@ -158,9 +160,10 @@ pub trait Vfs: Send + Sync + 'static {
     fn getxattr(&self, ino: InodeNo, name: &[u8]) -> VfsResult<Vec<u8>>;
     /// The names of all extended attributes.
     fn listxattr(&self, ino: InodeNo) -> VfsResult<Vec<Vec<u8>>>;
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. Those of [`crate::AclKind`] are access control lists, which go with the mode
+    /// ([`crate::Permissions`]).
     fn setxattr(&self, ino: InodeNo, name: &[u8], value: &[u8], mode: SetXattrMode) -> VfsResult<()>;
-    /// Removes an extended attribute, or [`FsError::NoAttribute`].
+    /// Removes an extended attribute, or [`FsError::NoAttribute`]; an access control list may be missing.
     fn removexattr(&self, ino: InodeNo, name: &[u8]) -> VfsResult<()>;
 
     /// The driver is about to stop: the mount is gone. Makes everything durable.

@@ -14,7 +14,12 @@ use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, RenameFlags, Re
 pub(crate) const NAME_LENGTH: u32 = NAME_MAX as u32;
 
 pub(crate) fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+    maker(request, 0)
+}
+
+/// The caller of a request that makes something.
+pub(crate) fn maker(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask: permissions(umask) }
 }
 
 pub(crate) fn inode(ino: INodeNo) -> InodeNo {
@@ -25,7 +30,7 @@ pub(crate) fn name(name: &OsStr) -> VfsResult<VfsName> {
     VfsName::new(name.as_bytes())
 }
 
-/// Permission bits; the kernel has applied the umask.
+/// Permission bits.
 pub(crate) fn permissions(mode: u32) -> u16 {
     (mode & 0o7777) as u16
 }

@@ -39,8 +39,9 @@ const STACK_DEPTH: u32 = 1;
 
 /// What is wanted of the kernel, where it offers it. Locks are not: it keeps them itself, as one host mounts the drive.
 /// With `HANDLE_KILLPRIV_V2` clearing set-id bits is ours, and the kernel need not ask for `security.capability`
-/// before each write.
-const WANTED: [InitFlags; 8] = [
+/// before each write. With `POSIX_ACL` it checks the lists that we keep; with `DONT_MASK` it tells the umask and leaves
+/// applying it to us, who know whether the directory has a default list.
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -49,6 +50,8 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 /// The file system as fuser drives it.
@@ -189,21 +192,21 @@ impl Filesystem for Driver {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let made = convert::name(name).and_then(|name| {
             let node = NewNode { kind: convert::kind_of_mode(mode)?, mode: convert::permissions(mode), rdev };
-            self.shared.vfs.mknod(convert::caller(request), convert::inode(parent), &name, node)
+            self.shared.vfs.mknod(convert::maker(request, umask), convert::inode(parent), &name, node)
         });
         self.shared.entry(reply, made);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let made = convert::name(name).and_then(|name| {
             let mode = convert::permissions(mode);
-            self.shared.vfs.mkdir(convert::caller(request), convert::inode(parent), &name, mode)
+            self.shared.vfs.mkdir(convert::maker(request, umask), convert::inode(parent), &name, mode)
         });
         self.shared.entry(reply, made);
     }
@@ -264,11 +267,11 @@ impl Filesystem for Driver {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (caller, parent, flags) = (convert::caller(request), convert::inode(parent), OpenFlags(flags));
+        let (caller, parent, flags) = (convert::maker(request, umask), convert::inode(parent), OpenFlags(flags));
         let name = match convert::name(name) {
             Ok(name) => name,
             Err(error) => return reply.error(errno(error)),

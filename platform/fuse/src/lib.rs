@@ -5,7 +5,7 @@
 //! told of changes; it checks permissions and keeps locks itself. Where it may, it reads, writes and maps backing files
 //! without asking.
 //!
-//! Not offered: access control lists, `O_TMPFILE` and `statx` birth times (fuser 0.18 has none), locks across hosts.
+//! Not offered: `O_TMPFILE` and `statx` birth times (fuser 0.18 has none), locks across hosts.
 
 mod announce;
 mod attach;

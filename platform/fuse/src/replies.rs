@@ -89,7 +89,7 @@ impl Shared {
     fn clear_set_id(&self, ino: u64, mode: u16) -> bool {
         let group = if mode & GROUP_EXECUTE == 0 { 0 } else { SET_GROUP_ID };
         let set = SetAttributes { mode: Some(mode & !(SET_USER_ID | group)), ..SetAttributes::default() };
-        match self.vfs.setattr(Caller { uid: 0, gid: 0, pid: 0 }, InodeNo(ino), None, set) {
+        match self.vfs.setattr(Caller { uid: 0, gid: 0, pid: 0, umask: 0 }, InodeNo(ino), None, set) {
             Answer::Now(result) => result.is_ok(),
             Answer::Later(change) => {
                 self.runtime.spawn(change);

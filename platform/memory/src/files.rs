@@ -1,8 +1,8 @@
 //! Operations on open files and on extended attributes.
 
 use cairn_platform_api::{
-    Allocate, Attributes, Caller, FileKind, FsError, HandleNo, InodeNo, OpenMode, Opened, SeekTo, SetAttributes,
-    SetIdBits, SetXattrMode, VfsName, VfsResult, XATTR_NAME_MAX, XATTR_VALUE_MAX,
+    AclKind, Allocate, Attributes, Caller, FileKind, FsError, HandleNo, InodeNo, OpenMode, Opened, SeekTo,
+    SetAttributes, SetIdBits, SetXattrMode, VfsName, VfsResult, XATTR_NAME_MAX, XATTR_VALUE_MAX,
 };
 
 use crate::node::{Body, State};
@@ -36,7 +36,7 @@ impl MemoryFs {
         }
         if mode.truncate {
             let set = SetAttributes { size: Some(0), ..Default::default() };
-            state.set_attributes(&self.space, caller, set)?;
+            state.set_attributes(&self.space, caller, node.kind, set)?;
         }
         let handle = self.keep_open(&mut state, Handle::File { node: node.clone(), mode });
         Ok(Opened { handle, backing: None })
@@ -151,7 +151,10 @@ impl MemoryFs {
                 }
             }
         }
-        state.xattrs.insert(name.to_vec(), value.to_vec());
+        match AclKind::of(name) {
+            Some(acl) => state.permissions(node.kind).set_acl(acl, value)?,
+            None => drop(state.xattrs.insert(name.to_vec(), value.to_vec())),
+        }
         state.touch_changed();
         Ok(())
     }
@@ -160,18 +163,21 @@ impl MemoryFs {
         check_xattr_name(name)?;
         let node = self.node(ino, FsError::Stale)?;
         let mut state = node.state.write();
-        state.xattrs.remove(name).ok_or(FsError::NoAttribute)?;
+        match AclKind::of(name) {
+            Some(acl) => state.permissions(node.kind).remove_acl(acl)?,
+            None => drop(state.xattrs.remove(name).ok_or(FsError::NoAttribute)?),
+        }
         state.touch_changed();
         Ok(())
     }
 }
 
-/// Access control lists (`system.posix_acl_*`) are not kept: accepting them without enforcing them would be a lie.
+/// Of the kernel's own namespace there are access control lists alone.
 pub(crate) fn check_xattr_name(name: &[u8]) -> VfsResult<()> {
     if name.is_empty() || name.len() > XATTR_NAME_MAX {
         return Err(FsError::Range);
     }
-    if name.starts_with(b"system.") {
+    if name.starts_with(b"system.") && AclKind::of(name).is_none() {
         return Err(FsError::NotSupported);
     }
     Ok(())

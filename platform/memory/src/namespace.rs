@@ -73,9 +73,9 @@ impl MemoryFs {
             return Err(FsError::Exists);
         }
         let ino = InodeNo(self.next_ino.fetch_add(1, Ordering::Relaxed));
-        let (owner, mode) = state.inherit(caller, kind, mode);
-        let node = Arc::new(Node::new(ino, kind, owner, mode, body()));
+        let node = Arc::new(Node::new(ino, kind, (caller.uid, caller.gid), mode, body()));
         let mut child = node.state.write();
+        child.inherit(&state, caller, kind);
         let result = finish(&node, &mut child);
         let attributes = node.attributes(&child);
         drop(child);

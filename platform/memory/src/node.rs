@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use cairn_platform_api::{
-    Attributes, Caller, FileKind, FsError, InodeNo, SetAttributes, SetTime, Timestamp, VfsName, VfsResult,
+    Attributes, Caller, FileKind, FsError, InodeNo, Permissions, SetAttributes, SetTime, Timestamp, VfsName, VfsResult,
+    Xattrs,
 };
 use parking_lot::RwLock;
 
@@ -37,7 +38,7 @@ pub(crate) struct State {
     pub(crate) mtime: Timestamp,
     pub(crate) ctime: Timestamp,
     pub(crate) btime: Timestamp,
-    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) xattrs: Xattrs,
     /// Handles that are open: the inode outlives its last name as long as there is one.
     pub(crate) handles: u32,
     /// The kernel took the last name away and has not let go of the inode.
@@ -127,7 +128,7 @@ impl Node {
             mtime: now,
             ctime: now,
             btime: now,
-            xattrs: BTreeMap::new(),
+            xattrs: Xattrs::new(),
             handles: 0,
             kept: false,
             body,
@@ -232,16 +233,29 @@ impl State {
         }
     }
 
-    /// The group and the mode of something made in this directory.
-    pub(crate) fn inherit(&self, caller: Caller, kind: FileKind, mode: u16) -> ((u32, u32), u16) {
-        if self.mode & SET_GROUP_ID == 0 {
-            return ((caller.uid, caller.gid), mode);
-        }
-        let mode = if kind == FileKind::Directory { mode | SET_GROUP_ID } else { mode };
-        ((caller.uid, self.gid), mode)
+    /// What goes together in an inode of this kind.
+    pub(crate) fn permissions(&mut self, kind: FileKind) -> Permissions<'_> {
+        Permissions { kind, mode: &mut self.mode, xattrs: &mut self.xattrs }
     }
 
-    pub(crate) fn set_attributes(&mut self, space: &Space, caller: Caller, set: SetAttributes) -> VfsResult<()> {
+    /// What something made in the directory `from` gets from it.
+    pub(crate) fn inherit(&mut self, from: &Self, caller: Caller, kind: FileKind) {
+        if from.mode & SET_GROUP_ID != 0 {
+            self.gid = from.gid;
+            if kind == FileKind::Directory {
+                self.mode |= SET_GROUP_ID;
+            }
+        }
+        self.permissions(kind).inherit(&from.xattrs, caller.umask);
+    }
+
+    pub(crate) fn set_attributes(
+        &mut self,
+        space: &Space,
+        caller: Caller,
+        kind: FileKind,
+        set: SetAttributes,
+    ) -> VfsResult<()> {
         let now = Timestamp::now();
         if let Some(size) = set.size {
             self.pages_mut()?.set_size(space, size)?;
@@ -260,7 +274,7 @@ impl State {
             }
         }
         if let Some(mode) = set.mode {
-            self.mode = mode & 0o7777;
+            self.permissions(kind).set_mode(mode & 0o7777);
         }
         let time = |set: SetTime| match set {
             SetTime::At(time) => time,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::MemoryFs;
 
 const ROOT: InodeNo = InodeNo::ROOT;
-const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 const READ_WRITE: OpenMode = OpenMode { read: true, write: true, append: false, truncate: false };
 
 fn name(name: &str) -> VfsName {

@@ -49,7 +49,7 @@ impl Vfs for MemoryFs {
             Err(error) => return error.into(),
         };
         let mut state = node.state.write();
-        let done = state.set_attributes(&self.space, caller, set);
+        let done = state.set_attributes(&self.space, caller, node.kind, set);
         done.map(|()| node.attributes(&state)).into()
     }
 

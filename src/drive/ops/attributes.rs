@@ -155,7 +155,7 @@ fn change_row(row: &mut InodeRow, caller: Caller, set: &SetAttributes, now: Time
         }
     }
     if let Some(mode) = set.mode {
-        row.mode = mode & 0o7777;
+        row.permissions().set_mode(mode & 0o7777);
     }
     row.ctime = now;
 }

@@ -379,6 +379,7 @@ fn inherit(directory: &InodeRow, caller: Caller, row: &mut InodeRow) {
             row.mode |= SET_GROUP_ID;
         }
     }
+    row.permissions().inherit(&directory.xattrs, caller.umask);
 }
 
 /// The entries of a directory changed.

@@ -1,8 +1,8 @@
 //! Extended attributes, and the virtual one that says where a file's content is.
 
-use std::collections::BTreeMap;
-
-use cairn_platform_api::{FsError, InodeNo, SetXattrMode, Timestamp, VfsResult, XATTR_NAME_MAX, XATTR_VALUE_MAX};
+use cairn_platform_api::{
+    AclKind, FsError, InodeNo, SetXattrMode, Timestamp, VfsResult, XATTR_NAME_MAX, XATTR_VALUE_MAX, Xattrs,
+};
 
 use crate::drive::inner::Inner;
 use crate::tree::InodeRow;
@@ -54,7 +54,10 @@ impl Inner {
             if !has_room(&row.xattrs, name, value.len()) {
                 return Err(FsError::NoSpace);
             }
-            row.xattrs.insert(name.to_vec(), value.to_vec());
+            match AclKind::of(name) {
+                Some(acl) => row.permissions().set_acl(acl, value)?,
+                None => drop(row.xattrs.insert(name.to_vec(), value.to_vec())),
+            }
             row.ctime = Timestamp::now();
             Ok(())
         })
@@ -64,7 +67,10 @@ impl Inner {
     pub(in crate::drive) fn removexattr(&self, ino: InodeNo, name: &[u8]) -> VfsResult<()> {
         check_writable_name(name)?;
         self.update(ino, |row| {
-            row.xattrs.remove(name).ok_or(FsError::NoAttribute)?;
+            match AclKind::of(name) {
+                Some(acl) => row.permissions().remove_acl(acl)?,
+                None => drop(row.xattrs.remove(name).ok_or(FsError::NoAttribute)?),
+            }
             row.ctime = Timestamp::now();
             Ok(())
         })
@@ -80,18 +86,18 @@ impl Inner {
 }
 
 /// Whether an attribute can have a value of this length; one that gets shorter always can.
-fn has_room(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>, name: &[u8], length: usize) -> bool {
+fn has_room(xattrs: &Xattrs, name: &[u8], length: usize) -> bool {
     let taken: usize = xattrs.values().map(Vec::len).sum();
     let replaced = xattrs.get(name).map_or(0, Vec::len);
     length <= replaced || taken - replaced + length <= XATTR_VALUES_MAX
 }
 
-/// Access control lists (`system.posix_acl_*`) are not kept: accepting them without enforcing them would be a lie.
+/// Of the kernel's own namespace there are access control lists alone.
 fn check_name(name: &[u8]) -> VfsResult<()> {
     if name.is_empty() || name.len() > XATTR_NAME_MAX {
         return Err(FsError::Range);
     }
-    if name.starts_with(b"system.") {
+    if name.starts_with(b"system.") && AclKind::of(name).is_none() {
         return Err(FsError::NotSupported);
     }
     Ok(())
@@ -110,7 +116,7 @@ mod tests {
     fn the_values_of_an_inode_have_a_limit() {
         let full = vec![0; XATTR_VALUE_MAX];
         let values = XATTR_VALUES_MAX / XATTR_VALUE_MAX;
-        let mut xattrs: BTreeMap<_, _> =
+        let mut xattrs: Xattrs =
             (0..values).map(|number| (format!("user.{number}").into_bytes(), full.clone())).collect();
         assert!(!has_room(&xattrs, b"user.more", 1));
         assert!(has_room(&xattrs, b"user.more", 0));

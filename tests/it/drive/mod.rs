@@ -26,7 +26,7 @@ use crate::harness::{NEVER, eventually, eventually_some};
 /// Small, so that files of a few pages have several chunks.
 const CHUNK: usize = 8192;
 pub const ROOT: InodeNo = InodeNo::ROOT;
-pub const USER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+pub const USER: Caller = Caller { uid: 0, gid: 0, pid: 1, umask: 0 };
 pub const READ: OpenMode = OpenMode { read: true, write: false, append: false, truncate: false };
 pub const WRITE: OpenMode = OpenMode { read: true, write: true, append: false, truncate: false };
 

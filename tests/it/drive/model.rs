@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cairn_platform_api::{
-    Allocate, Attributes, Caller, DirectoryDetail, FileKind, FsError, HandleNo, InodeNo, NewNode, OpenMode, RenameMode,
-    SetAttributes, SetIdBits, SetTime, SetXattrMode, SyncScope, Timestamp, Vfs, VfsName, VfsResult,
+    AclKind, Allocate, Attributes, Caller, DirectoryDetail, FileKind, FsError, HandleNo, InodeNo, NewNode, OpenMode,
+    RenameMode, SetAttributes, SetIdBits, SetTime, SetXattrMode, SyncScope, Timestamp, Vfs, VfsName, VfsResult, Xattrs,
 };
 use cairn_platform_memory::MemoryFs;
 use proptest::prelude::*;
@@ -88,9 +88,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (byte(), offset(), any::<bool>()).prop_map(|(ino, size, user)| Step::Resize { ino, size, user }),
         2 => (byte(), proptest::option::of(0..0o10000_u16), proptest::option::of(0..3_u8), proptest::option::of(any::<i32>()))
             .prop_map(|(ino, mode, owner, time)| Step::Change { ino, mode, owner, time }),
-        1 => (byte(), 0..3_u8, byte(), 0..3_u8)
+        2 => (byte(), 0..5_u8, byte(), 0..3_u8)
             .prop_map(|(ino, name, length, mode)| Step::SetXattr { ino, name, length, mode }),
-        1 => (byte(), 0..3_u8).prop_map(|(ino, name)| Step::RemoveXattr { ino, name }),
+        1 => (byte(), 0..5_u8).prop_map(|(ino, name)| Step::RemoveXattr { ino, name }),
         1 => byte().prop_map(|ino| Step::GetXattrs { ino }),
         1 => Just(Step::Publish),
         2 => Just(Step::Evict),
@@ -320,7 +320,10 @@ impl Pair {
             }
             Step::SetXattr { ino, name, length, mode } => {
                 let (ino, name) = (self.ino(ino), xattr(name));
-                let value = noise(length.into(), length.into());
+                let value = match AclKind::of(name) {
+                    Some(_) => access_control_list(length),
+                    None => noise(length.into(), length.into()),
+                };
                 let mode = [SetXattrMode::Any, SetXattrMode::Create, SetXattrMode::Replace][mode as usize % 3];
                 let model = self.model.setxattr(ino.0, name, &value, mode);
                 assert_eq!(self.drive().setxattr(ino.1, name, &value, mode), model);
@@ -331,10 +334,9 @@ impl Pair {
             }
             Step::GetXattrs { ino } => {
                 let ino = self.ino(ino);
-                assert_eq!(self.drive().listxattr(ino.1), self.model.listxattr(ino.0));
-                for name in 0..3 {
-                    assert_eq!(self.drive().getxattr(ino.1, xattr(name)), self.model.getxattr(ino.0, xattr(name)));
-                }
+                assert_eq!(xattrs(&**self.drive(), ino.1), xattrs(&self.model, ino.0));
+                let name = AclKind::Default.name();
+                assert_eq!(self.drive().getxattr(ino.1, name), self.model.getxattr(ino.0, name));
             }
             other => unreachable!("{other:?} is not about a file"),
         }
@@ -425,6 +427,7 @@ impl Pair {
             let ino = self.inos[index];
             let (model, drive) = (self.model.getattr(ino.0, None), self.drive().getattr(ino.1, None));
             assert_eq!(drive.as_ref().map(shape), model.as_ref().map(shape));
+            assert_eq!(xattrs(&**self.drive(), ino.1), xattrs(&self.model, ino.0));
             match model.map(|model| model.kind) {
                 Ok(FileKind::Regular) => {
                     let read = OpenMode { read: true, write: false, append: false, truncate: false };
@@ -447,6 +450,11 @@ fn whole(vfs: &dyn Vfs, ino: InodeNo, mode: OpenMode) -> VfsResult<Vec<u8>> {
     bytes
 }
 
+/// The extended attributes of an inode, access control lists among them.
+fn xattrs(vfs: &dyn Vfs, ino: InodeNo) -> VfsResult<Xattrs> {
+    vfs.listxattr(ino)?.into_iter().map(|name| Ok((name.clone(), vfs.getxattr(ino, &name)?))).collect()
+}
+
 /// The entries of a directory, by name.
 type Entries = BTreeMap<Vec<u8>, (FileKind, Option<Shape>)>;
 
@@ -467,10 +475,26 @@ fn named(name: u8) -> VfsName {
 }
 
 fn xattr(name: u8) -> &'static [u8] {
-    [&b"user.one"[..], b"user.two", b"security.capability"][name as usize % 3]
+    let names =
+        [&b"user.one"[..], b"user.two", b"security.capability", AclKind::Access.name(), AclKind::Default.name()];
+    names[name as usize % 5]
+}
+
+/// A list with these permissions: one that a mode can say or not, an empty one, or none.
+fn access_control_list(seed: u8) -> Vec<u8> {
+    let (owner, group, other) = (seed & 7, seed >> 3 & 7, seed >> 5 & 7);
+    let entries: &[(u8, u8)] = match seed % 5 {
+        0 => &[(1, owner), (4, group), (0x20, other)],
+        1 => &[(1, owner), (4, group), (0x10, other), (0x20, other)],
+        2 | 3 => &[(1, owner), (2, other), (4, group), (8, owner), (0x10, group), (0x20, other)],
+        _ if seed < 128 => &[],
+        _ => &[(1, owner), (2, other), (4, group), (0x20, other)],
+    };
+    let entries = entries.iter().flat_map(|(tag, permissions)| [*tag, 0, *permissions, 0, 7, 0, 0, 0]);
+    [2, 0, 0, 0].into_iter().chain(entries).collect()
 }
 
 fn caller(user: bool) -> Caller {
     let id = if user { 1000 } else { 0 };
-    Caller { uid: id, gid: id, pid: 1 }
+    Caller { uid: id, gid: id, pid: 1, umask: if user { 0o027 } else { 0o022 } }
 }

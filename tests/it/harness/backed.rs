@@ -98,7 +98,7 @@ impl BackedFs {
 }
 
 /// The caller of what the driver does not say by whom.
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 
 impl Vfs for BackedFs {
     fn attach(&self, notifier: Arc<dyn Notifier>) {

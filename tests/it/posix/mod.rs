@@ -4,6 +4,7 @@
 //! some file system: `fn(name, case)`. The table at the end makes each case a test of each target; a new target is one
 //! line there.
 
+mod acls;
 mod attributes;
 mod content;
 mod directories;
@@ -145,6 +146,14 @@ suites! {
             waiters_for_a_lock_hold_up_nobody,
             posix_locks_are_between_processes,
             a_signal_ends_the_wait_for_a_lock,
+        ],
+        acls: [
+            a_list_and_the_mode_are_kept_in_step,
+            what_is_made_inherits_the_default_list,
+            without_a_default_list_the_umask_applies,
+            lists_are_refused_where_ext4_refuses_them,
+            a_list_decides_who_may_do_what,
+            setfacl_and_getfacl_agree,
         ],
         permissions: [
             modes_decide_who_may_do_what,

@@ -119,7 +119,7 @@ pub struct Disk {
 
 impl Disk {
     pub fn new() -> Arc<Self> {
-        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        let caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
         let (mut inodes, root) = (HashMap::new(), Version::new(caller, 0o755));
         inodes.insert(InodeNo::ROOT.0, inode(FileKind::Directory, root, String::new()));
         let state = State {

@@ -11,7 +11,7 @@ use cairnfs::base::DeviceId;
 use cairnfs::drive::Drive;
 use cairnfs::replicate::{Engine, Fetcher};
 
-pub const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1, umask: 0 };
 const READ: OpenMode = OpenMode { read: true, write: false, append: false, truncate: false };
 const WRITE: OpenMode = OpenMode { read: true, write: true, append: false, truncate: false };
 

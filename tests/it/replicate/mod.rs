@@ -2,6 +2,7 @@
 //! called by the tests, so nothing depends on time.
 
 mod aside;
+mod attributes;
 mod background;
 mod checkpoint;
 mod crash;
