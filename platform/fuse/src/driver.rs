@@ -452,8 +452,12 @@ impl Filesystem for Driver {
         xattr(reply, size, self.shared.vfs.getxattr(convert::inode(ino), name.as_bytes()));
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.shared.vfs.listxattr(convert::inode(ino));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut names = self.shared.vfs.listxattr(convert::inode(ino));
+        // Reading and setting them the kernel checks by itself; what it shows of a FUSE mount is the whole list.
+        if let (Ok(names), true) = (&mut names, request.uid() != 0) {
+            names.retain(|name| !name.starts_with(b"trusted."));
+        }
         let list = names.map(|names| names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect());
         xattr(reply, size, list);
     }

@@ -24,6 +24,8 @@ pub(crate) const GENERATION: Generation = Generation(0);
 const SET_USER_ID: u16 = 0o4000;
 const SET_GROUP_ID: u16 = 0o2000;
 const GROUP_EXECUTE: u16 = 0o010;
+/// Linux keeps file capabilities here; they fall with a change of content.
+const CAPABILITIES: &[u8] = b"security.capability";
 
 /// What answers that come later need too.
 pub(crate) struct Shared {
@@ -44,12 +46,14 @@ impl Shared {
         opened: &Opened,
         register: impl Register,
     ) -> Result<Way, Refused> {
-        let set_id = match (&opened.backing, intent) {
-            (Some(_), Intent::Write | Intent::ReadWrite) => self.set_id_mode(ino, opened.handle),
-            _ => None,
+        let (set_id, capable) = match (&opened.backing, intent) {
+            (Some(_), Intent::Write | Intent::ReadWrite) => {
+                (self.set_id_mode(ino, opened.handle), self.is_capable(ino))
+            }
+            _ => (None, false),
         };
-        // The kernel does not clear set-id bits on writes to a backing file, so these writes had better come through us.
-        let file = opened.backing.as_deref().filter(|_| set_id.is_none());
+        // The kernel takes no privileges away on writes to a backing file, so these writes had better come through us.
+        let file = opened.backing.as_deref().filter(|_| set_id.is_none() && !capable);
         let handle = opened.handle.0;
         let way = self.inodes.enter(
             (ino, handle),
@@ -58,11 +62,12 @@ impl Shared {
             |old| self.is_replaced(old),
             |file| register.register(file),
         )?;
+        // They cannot, as others have it open: then the privileges go now, as with the first write.
         let cleared = match set_id {
-            // They cannot, as others have it open: then the bits go now, as with the first write.
             Some(mode) if way.backing.is_some() && caller.uid != 0 => self.clear_set_id(ino, mode),
             _ => false,
         };
+        let cleared = cleared | (capable && way.backing.is_some() && self.drop_capabilities(ino));
         if let (true, Some(kernel)) = (way.forget_attributes || cleared, self.kernel.get()) {
             // A negative offset leaves pages alone, so this waits for nothing. The kernel not knowing the inode is fine.
             let _ = kernel.inval_inode(INodeNo(ino), -1, 0);
@@ -84,6 +89,14 @@ impl Shared {
     fn set_id_mode(&self, ino: u64, handle: HandleNo) -> Option<u16> {
         let attributes = self.vfs.getattr(InodeNo(ino), Some(handle)).ok()?;
         (attributes.mode & (SET_USER_ID | SET_GROUP_ID) != 0).then_some(attributes.mode)
+    }
+
+    fn is_capable(&self, ino: u64) -> bool {
+        self.vfs.getxattr(InodeNo(ino), CAPABILITIES).is_ok()
+    }
+
+    fn drop_capabilities(&self, ino: u64) -> bool {
+        self.vfs.removexattr(InodeNo(ino), CAPABILITIES).is_ok()
     }
 
     fn clear_set_id(&self, ino: u64, mode: u16) -> bool {

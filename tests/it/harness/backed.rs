@@ -225,6 +225,8 @@ impl Vfs for BackedFs {
                 self.memory.setattr(ROOT, ino, None, set).wait()?;
             }
             file.write_all_at(data, offset)?;
+            // Most files have none.
+            let _ = self.memory.removexattr(ino, b"security.capability");
             Ok(data.len() as u32)
         });
         written.into()

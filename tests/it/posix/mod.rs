@@ -140,6 +140,9 @@ suites! {
             create_and_replace_say_what_they_expect,
             limits_are_those_of_linux,
             attributes_follow_the_file,
+            user_attributes_are_of_files_and_directories,
+            trusted_and_security_attributes_are_for_root,
+            a_write_drops_file_capabilities,
         ],
         locks: [
             flock_excludes,

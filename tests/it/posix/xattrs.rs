@@ -1,9 +1,12 @@
 //! Extended attributes.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{XattrFlags, getxattr, getxattr_query, listxattr, listxattr_query, removexattr, setxattr};
+use rustix::fs::{
+    FileType, XattrFlags, getxattr, getxattr_query, listxattr, listxattr_query, lsetxattr, removexattr, setxattr,
+};
 use rustix::io::Errno;
 
 use super::support::*;
@@ -88,4 +91,60 @@ pub fn attributes_follow_the_file(dir: &Path) {
     let mut value = [0; 1];
     let reader = File::open(dir.join("linked")).unwrap();
     assert_eq!(rustix::fs::fgetxattr(&reader, "user.a", &mut value[..]), Ok(1));
+}
+
+/// The kernel's rule, for every file system.
+pub fn user_attributes_are_of_files_and_directories(dir: &Path) {
+    std::os::unix::fs::symlink("nowhere", dir.join("link")).unwrap();
+    fails(lsetxattr(dir.join("link"), "user.a", b"1", XattrFlags::empty()), Errno::PERM);
+    mknod(&dir.join("fifo"), FileType::Fifo, 0o600).unwrap();
+    fails(setxattr(dir.join("fifo"), "user.a", b"1", XattrFlags::empty()), Errno::PERM);
+}
+
+pub fn trusted_and_security_attributes_are_for_root(dir: &Path) {
+    if !has_other_users(dir) {
+        return;
+    }
+    let path = dir.join("file");
+    file(&path);
+    set_mode(&path, 0o666);
+    for name in ["trusted.a", "security.a"] {
+        setxattr(&path, name, b"1", XattrFlags::empty()).unwrap();
+        assert_eq!(get(&path, name).unwrap(), b"1");
+    }
+    assert_eq!(list(&path), ["security.a", "trusted.a"]);
+    let python = |what: &str| as_nobody(dir, &format!("python3 -c 'import os; {what}'"));
+    if !python("") {
+        return crate::skip::skipped("no python3");
+    }
+    assert!(python(r#"assert os.listxattr("file") == ["security.a"]"#), "others do not see that there is one");
+    assert!(!python(r#"os.getxattr("file", "trusted.a")"#) && python(r#"os.getxattr("file", "security.a")"#));
+    for name in ["trusted.a", "security.a"] {
+        assert!(!python(&format!(r#"os.setxattr("file", "{name}", b"2")"#)), "{name}");
+        assert!(!python(&format!(r#"os.removexattr("file", "{name}")"#)), "{name}");
+    }
+}
+
+pub fn a_write_drops_file_capabilities(dir: &Path) {
+    const CAPABILITY: &str = "security.capability";
+    // Version 2, effective: CAP_NET_BIND_SERVICE.
+    let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let path = dir.join("program");
+    fs::write(&path, b"content").unwrap();
+    let grant = || setxattr(&path, CAPABILITY, &value, XattrFlags::empty());
+    if grant().is_err() {
+        return crate::skip::skipped("takes CAP_SETFCAP");
+    }
+    let changes: [fn(&Path); 4] = [
+        |path| reopen(path).write_all_at(b"x", 0).unwrap(),
+        |path| reopen(path).set_len(3).unwrap(),
+        |path| drop(File::create(path).unwrap()),
+        |path| std::os::unix::fs::chown(path, Some(1), None).unwrap(),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        grant().unwrap();
+        assert_eq!(get(&path, CAPABILITY).unwrap(), value);
+        change(&path);
+        assert_eq!(get(&path, CAPABILITY), Err(Errno::NODATA), "change {number}");
+    }
 }
