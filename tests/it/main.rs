@@ -17,6 +17,8 @@ mod power;
 mod provider;
 mod replicate;
 #[cfg(target_os = "linux")]
+mod semantics;
+#[cfg(target_os = "linux")]
 mod servers;
 #[cfg(target_os = "linux")]
 mod skip;

@@ -195,3 +195,22 @@ fn store_to_a_mapping_after_publication(passthrough: Passthrough) {
         drive.machine.state(ino) == "remote" && drive.machine.bytes(ino).as_deref() == Ok(&expected[..])
     });
 }
+
+#[test]
+fn reading_leaves_the_access_time() {
+    if !can_mount() {
+        return;
+    }
+    for passthrough in [Passthrough::Auto, Passthrough::Off] {
+        let drive = MountedDrive::new(passthrough, Machine::new());
+        let path = drive.mount.path().join("file");
+        fs::write(&path, b"content").expect("written");
+        let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let file = fs::File::options().write(true).open(&path).expect("it opens");
+        file.set_times(fs::FileTimes::new().set_accessed(old)).expect("times are set");
+        drop(file);
+        assert_eq!(fs::read(&path).expect("it can be read"), b"content");
+        assert_eq!(fs::read_dir(drive.mount.path()).expect("it can be listed").count(), 1);
+        assert_eq!(fs::metadata(&path).expect("it is there").accessed().expect("a time"), old);
+    }
+}

@@ -132,6 +132,27 @@ pub fn a_sparse_file_counts_by_blocks(dir: &Path) {
     assert_eq!(&bytes, b"\0x\0");
 }
 
+/// Or before, where the file system below keeps contents that cannot be as long (16 TiB on ext4): then it is refused.
+pub fn a_file_ends_before_8_exbibytes(dir: &Path) {
+    let open = file(&dir.join("file"));
+    const LENGTH: u64 = i64::MAX as u64;
+    match open.set_len(LENGTH) {
+        Ok(()) => {
+            open.write_all_at(b"end", LENGTH - 3).unwrap();
+            assert_eq!(fs::metadata(dir.join("file")).unwrap().len(), LENGTH);
+            let mut bytes = [1; 5];
+            open.read_exact_at(&mut bytes, LENGTH - 5).unwrap();
+            assert_eq!(&bytes, b"\0\0end");
+            assert_eq!(open.read_at(&mut bytes[..1], LENGTH - 1).unwrap(), 1);
+            // What would end beyond the kernel refuses by itself.
+            fails_io(open.write_all_at(b"xx", LENGTH - 1), Errno::INVAL);
+            open.set_len(0).unwrap();
+        }
+        Err(error) => assert_eq!(error.raw_os_error(), Some(Errno::FBIG.raw_os_error())),
+    }
+    assert_eq!(fs::metadata(dir.join("file")).unwrap().len(), 0);
+}
+
 pub fn modes_are_kept_and_the_umask_applies(dir: &Path) {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     for bits in [0o000, 0o777, 0o4755, 0o1666, 0o640] {
@@ -181,4 +202,11 @@ pub fn statfs_counts_what_is_written(dir: &Path) {
     let open = file(&dir.join("sparse"));
     open.set_len(1 << 43).unwrap();
     assert!(free().f_bfree > 0);
+}
+
+pub fn a_birth_time_is_not_shown(dir: &Path) {
+    use rustix::fs::{AtFlags, CWD, StatxFlags};
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let shown = rustix::fs::statx(CWD, dir, AtFlags::empty(), wanted).unwrap();
+    assert!(!StatxFlags::from_bits_retain(shown.stx_mask).contains(StatxFlags::BTIME));
 }

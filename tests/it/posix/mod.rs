@@ -81,6 +81,7 @@ suites! {
             directories_count_their_subdirectories,
             every_change_of_a_directory_shows_in_its_times,
             an_unlinked_file_lives_while_it_is_open,
+            a_file_without_a_name_cannot_be_made,
         ],
         renames: [
             rename_replaces_in_one_step,
@@ -103,9 +104,11 @@ suites! {
             size_and_blocks_follow_every_descriptor,
             truncation_sets_times_and_zeroes,
             a_sparse_file_counts_by_blocks,
+            a_file_ends_before_8_exbibytes,
             modes_are_kept_and_the_umask_applies,
             owner_and_group_can_be_changed,
             statfs_counts_what_is_written,
+            a_birth_time_is_not_shown,
         ],
         content: [
             what_was_written_is_read,

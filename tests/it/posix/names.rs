@@ -217,3 +217,11 @@ pub fn an_unlinked_file_lives_while_it_is_open(dir: &Path) {
     assert_eq!(open.metadata().unwrap().mode() & 0o7777, 0o600);
     assert_eq!(fs::read(&path).unwrap(), b"another");
 }
+
+/// Programs that want `O_TMPFILE` make a name and remove it where they get this error.
+pub fn a_file_without_a_name_cannot_be_made(dir: &Path) {
+    use rustix::fs::{Mode, OFlags};
+    let made = rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR | Mode::WUSR);
+    fails(made.map(drop), Errno::OPNOTSUPP);
+    assert!(names(dir).is_empty());
+}
