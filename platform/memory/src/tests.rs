@@ -125,10 +125,12 @@ fn a_listing_that_found_no_room_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn access_control_lists_are_refused() {
+fn of_the_system_attributes_there_are_access_control_lists_alone() {
     let fs = MemoryFs::new();
-    let set = fs.setxattr(ROOT, b"system.posix_acl_access", b"x", SetXattrMode::Any);
-    assert_eq!(set, Err(FsError::NotSupported));
+    let set = |name: &[u8]| fs.setxattr(ROOT, name, b"x", SetXattrMode::Any);
+    assert_eq!(set(b"system.other"), Err(FsError::NotSupported));
+    assert_eq!(set(b"system.posix_acl_access"), Err(FsError::Invalid), "it is no list");
+    assert_eq!(fs.removexattr(ROOT, b"system.posix_acl_access"), Ok(()), "there is none, and that is fine");
 }
 
 #[test]
