@@ -83,7 +83,7 @@ pub enum Disposition {
 pub use system::{
     allocate, clone_content, copy_range, create_private_directory, create_private_entry, current_owner,
     drop_cached_pages, is_exposed, is_same_file, punch_hole, read_at, renew_change_time, seek_data, seek_hole,
-    set_times, space, sync_directory, sync_file_system, write_all_at,
+    set_times, space, sync_directory, sync_file_system, write_all_at, write_at,
 };
 
 #[cfg(unix)]
@@ -140,6 +140,16 @@ mod system {
     /// Writes everything at an offset.
     pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         file.write_all_at(bytes, offset)
+    }
+
+    /// Writes at an offset what there is room for, which may be less than everything, and fails where it is nothing.
+    pub fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match file.write_at(bytes, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => return written,
+            }
+        }
     }
 
     /// The user and the group this process acts as.
@@ -344,6 +354,11 @@ mod system {
             }
         }
         Ok(())
+    }
+
+    /// Writes at an offset what there is room for, which may be less than everything, and fails where it is nothing.
+    pub fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        file.seek_write(bytes, offset)
     }
 
     /// Owners are not numbers here: the one that may do everything.

@@ -69,6 +69,7 @@ pub(super) struct Inner {
 pub(super) fn failed(error: impl Into<TreeError>) -> FsError {
     match error.into() {
         TreeError::Store(StoreError::NoSpace) => FsError::NoSpace,
+        TreeError::Store(StoreError::ReadOnly) => FsError::ReadOnly,
         error => {
             tracing::error!(error = &error as &(dyn std::error::Error + 'static), "the rows of the drive failed");
             FsError::Io

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use redb::Database;
 
 use super::database::{
-    Failure, Medium, ROWS, Snapshot, failure, is_full, make_safe, open_any, open_database, read_snapshot,
+    Failure, Medium, ROWS, Snapshot, failure, make_safe, open_any, open_database, passing, read_snapshot,
 };
 use super::layers::Layers;
 use super::snapshot::{Snapshots, StoreSnapshot};
@@ -189,15 +189,17 @@ impl Committer {
             quick = close || !urgent;
             match self.write(&next.layers, quick) {
                 Ok(snapshot) => self.finish(next, snapshot),
-                Err(error) if is_full(&error) && !self.medium.has_lost_writes() => {
-                    frozen = Some(next);
-                    self.full();
-                    if close {
-                        tracing::error!("the disk is full: the last operations of the drive are not on it");
-                        break;
-                    }
-                }
                 Err(error) => {
+                    let lost = self.medium.has_lost_writes();
+                    if let Some(trouble) = passing(&error).filter(|_| !lost) {
+                        frozen = Some(next);
+                        self.wait_for_disk(&trouble);
+                        if close {
+                            tracing::error!(%trouble, "the last operations of the drive are not on the disk");
+                            break;
+                        }
+                        continue;
+                    }
                     tracing::error!(%error, "cannot write to the database: nothing is accepted any more");
                     self.latch(StoreError::Failed(error));
                     return;
@@ -291,9 +293,9 @@ impl Committer {
         frozen.actions.into_iter().for_each(|action| action());
     }
 
-    /// The disk is full: tells everybody, and opens the database again, since redb does not go on after an error.
-    fn full(&self) {
-        self.refuse(StoreError::NoSpace);
+    /// The disk takes nothing for now: tells everybody, and opens the database again, since redb does not go on after an error.
+    fn wait_for_disk(&self, trouble: &StoreError) {
+        self.refuse(trouble.clone());
         let mut database = self.database.lock();
         self.close_readers();
         *database = None;
@@ -307,7 +309,7 @@ impl Committer {
                 *database = Some(opened);
                 *self.reader.write() = Some(snapshot);
             }
-            Err(error) => tracing::warn!(%error, "the disk is full: the database cannot be opened again yet"),
+            Err(error) => tracing::warn!(%trouble, %error, "the database cannot be opened again yet"),
         }
         self.change.notify_all();
     }

@@ -167,8 +167,8 @@ pub(super) fn open_database(
     });
     opened.map_err(|error| match &*error {
         redb::Error::DatabaseAlreadyOpen => StoreError::InUse(medium.path()),
-        full if is_full(full) => StoreError::NoSpace,
-        _ => StoreError::Open { path: medium.path(), source: error },
+        error_of_disk => passing(error_of_disk)
+            .unwrap_or_else(|| StoreError::Open { path: medium.path(), source: Arc::clone(&error) }),
     })
 }
 
@@ -184,10 +184,12 @@ pub(super) fn failure(error: impl Into<redb::Error>) -> Failure {
     Arc::new(error.into())
 }
 
-pub(super) fn is_full(error: &redb::Error) -> bool {
-    let kind = match error {
-        redb::Error::Io(error) => error.kind(),
-        _ => return false,
-    };
-    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+/// What a disk says that may take the same bytes later: it is full, or read-only.
+pub(super) fn passing(error: &redb::Error) -> Option<StoreError> {
+    let redb::Error::Io(error) = error else { return None };
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(StoreError::NoSpace),
+        io::ErrorKind::ReadOnlyFilesystem => Some(StoreError::ReadOnly),
+        _ => None,
+    }
 }

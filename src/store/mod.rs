@@ -101,6 +101,9 @@ pub enum StoreError {
     /// The disk is full. It is tried again until it is not.
     #[error("no space left for the database")]
     NoSpace,
+    /// The disk cannot be written to. It is tried again until it can.
+    #[error("the disk of the database is read-only")]
+    ReadOnly,
     /// Reading failed.
     #[error("cannot read from the database")]
     Read(#[source] Arc<redb::Error>),

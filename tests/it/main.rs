@@ -3,6 +3,8 @@
 #[cfg(target_os = "linux")]
 mod cli;
 #[cfg(target_os = "linux")]
+mod dice;
+#[cfg(target_os = "linux")]
 mod drive;
 #[cfg(target_os = "linux")]
 mod driver;

@@ -48,6 +48,9 @@ pub enum FsError {
     /// No space for the bytes; none of them was accepted.
     #[error("no space left")]
     NoSpace,
+    /// The bytes or the file would be more than this user may have on the disk.
+    #[error("the quota is exceeded")]
+    QuotaExceeded,
     /// The drive cannot be written.
     #[error("the drive is read-only")]
     ReadOnly,
@@ -85,7 +88,8 @@ impl From<std::io::Error> for FsError {
     fn from(error: std::io::Error) -> Self {
         use std::io::ErrorKind as Kind;
         match error.kind() {
-            Kind::StorageFull | Kind::QuotaExceeded => Self::NoSpace,
+            Kind::StorageFull => Self::NoSpace,
+            Kind::QuotaExceeded => Self::QuotaExceeded,
             Kind::FileTooLarge => Self::TooLarge,
             Kind::ReadOnlyFilesystem => Self::ReadOnly,
             Kind::InvalidInput => Self::Invalid,

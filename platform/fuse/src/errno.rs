@@ -23,6 +23,8 @@ pub(crate) fn errno(error: FsError) -> Errno {
         FsError::TooLarge => Errno::EFBIG,
         FsError::TooManyLinks => Errno::EMLINK,
         FsError::NoSpace => Errno::ENOSPC,
+        // fuser has no name for it.
+        FsError::QuotaExceeded => Errno::from_i32(libc::EDQUOT),
         FsError::ReadOnly => Errno::EROFS,
         FsError::NoAttribute => Errno::ENODATA,
         FsError::Range => Errno::ERANGE,

@@ -19,7 +19,7 @@ use cairn_platform_api::{
     Attributes, Caller, FileKind, FsError, HandleNo, InodeNo, RenameMode, Timestamp, VfsName, VfsResult,
 };
 
-use super::dice::Dice;
+use crate::dice::Dice;
 
 const BLOCK: usize = 4096;
 
@@ -111,6 +111,16 @@ struct State {
     failing: Option<(String, u32)>,
     /// Syncs that failed.
     failed: u32,
+    refusal: Option<Refusal>,
+}
+
+/// What a disk that works refuses.
+#[derive(Debug, Clone, Copy)]
+pub enum Refusal {
+    /// Every change: it is read-only.
+    Changes,
+    /// New files, and bytes where there were none, of backing files: their owner has as many as he may have.
+    Contents,
 }
 
 pub struct Disk {
@@ -131,6 +141,7 @@ impl Disk {
             left: None,
             failing: None,
             failed: 0,
+            refusal: None,
         };
         Arc::new(Self { state: Mutex::new(state) })
     }
@@ -152,6 +163,11 @@ impl Disk {
     /// Lets syncs of files whose path has `part` in it fail, that often.
     pub fn fail_syncs(&self, part: &str, times: u32) {
         self.state().failing = Some((part.to_owned(), times));
+    }
+
+    /// From now on refuses this, or nothing.
+    pub fn refuse(&self, refusal: Option<Refusal>) {
+        self.state().refusal = refusal;
     }
 
     /// Whether files whose path has `part` in it hold what was not synced.
@@ -191,6 +207,12 @@ impl Disk {
         if state.powered { Ok(state) } else { Err(FsError::Io) }
     }
 
+    /// For a change.
+    fn change(&self) -> VfsResult<MutexGuard<'_, State>> {
+        let state = self.step()?;
+        if matches!(state.refusal, Some(Refusal::Changes)) { Err(FsError::ReadOnly) } else { Ok(state) }
+    }
+
     /// For a change or a sync.
     fn step(&self) -> VfsResult<MutexGuard<'_, State>> {
         let mut state = self.reading()?;
@@ -220,6 +242,10 @@ fn inode(kind: FileKind, version: Version, path: String) -> Inode {
 }
 
 impl State {
+    fn has_no_room_for(&self, path: &str) -> bool {
+        matches!(self.refusal, Some(Refusal::Contents)) && path.contains("/content/")
+    }
+
     fn inode(&mut self, ino: u64) -> VfsResult<&mut Inode> {
         self.inodes.get_mut(&ino).ok_or(FsError::Stale)
     }
@@ -265,6 +291,9 @@ impl State {
         let path = format!("{}/{name}", self.inode(parent)?.path);
         if self.inode(parent)?.names.contains_key(name) {
             return Err(FsError::Exists);
+        }
+        if self.has_no_room_for(&path) {
+            return Err(FsError::QuotaExceeded);
         }
         let ino = self.next;
         self.next += 1;
@@ -325,7 +354,12 @@ impl State {
     }
 
     fn write(&mut self, ino: u64, offset: u64, data: &[u8]) -> VfsResult<()> {
+        let full = self.has_no_room_for(&self.inodes.get(&ino).ok_or(FsError::Stale)?.path);
         let inode = self.inode(ino)?;
+        let mut touched = offset / BLOCK as u64..(offset + data.len() as u64).div_ceil(BLOCK as u64);
+        if full && !touched.all(|block| inode.live.blocks.contains_key(&block)) {
+            return Err(FsError::QuotaExceeded);
+        }
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;

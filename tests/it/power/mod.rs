@@ -4,8 +4,8 @@
 //! files, the records. A cut comes after a number of changes of the disk, not after a time. `CAIRN_CUTS` says how often to cut
 //! (default 24), `CAIRN_SEED` repeats a run as far as threads can.
 
-mod dice;
 mod disk;
+mod refusals;
 mod worker;
 
 use std::fs::{self, File};
@@ -16,8 +16,8 @@ use std::sync::Arc;
 use cairn_platform_fuse::{MountOptions, Passthrough};
 
 use crate::cli::world::{Machine, Mounted, World, snapshot};
+use crate::dice::Dice;
 use crate::harness::{Mount, can_mount, eventually};
-use dice::Dice;
 use disk::{Disk, Survival};
 use worker::{Worker, sync};
 

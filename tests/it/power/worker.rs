@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::dice::Dice;
+use crate::dice::Dice;
 
 /// As much is remembered of a file before it is synced.
 const STATES_MAX: usize = 12;

@@ -25,7 +25,7 @@ impl Vfs for Disk {
 
     fn setattr(&self, _: Caller, ino: InodeNo, _: Option<HandleNo>, set: SetAttributes) -> Answer<Attributes> {
         let change = || {
-            let mut state = self.step()?;
+            let mut state = self.change()?;
             if let Some(size) = set.size {
                 state.set_size(ino.0, size)?;
             }
@@ -48,15 +48,15 @@ impl Vfs for Disk {
     }
 
     fn mknod(&self, caller: Caller, parent: InodeNo, name: &VfsName, node: NewNode) -> VfsResult<Attributes> {
-        self.step()?.make(caller, (parent.0, name), node.kind, node.mode)
+        self.change()?.make(caller, (parent.0, name), node.kind, node.mode)
     }
 
     fn mkdir(&self, caller: Caller, parent: InodeNo, name: &VfsName, mode: u16) -> VfsResult<Attributes> {
-        self.step()?.make(caller, (parent.0, name), FileKind::Directory, mode)
+        self.change()?.make(caller, (parent.0, name), FileKind::Directory, mode)
     }
 
     fn symlink(&self, caller: Caller, parent: InodeNo, name: &VfsName, target: &[u8]) -> VfsResult<Attributes> {
-        let mut state = self.step()?;
+        let mut state = self.change()?;
         let made = state.make(caller, (parent.0, name), FileKind::Symlink, 0o777)?;
         state.inode(made.ino.0)?.target = target.to_vec();
         state.attributes(made.ino.0)
@@ -67,11 +67,11 @@ impl Vfs for Disk {
     }
 
     fn unlink(&self, parent: InodeNo, name: &VfsName) -> VfsResult<()> {
-        self.step()?.remove(parent.0, name)
+        self.change()?.remove(parent.0, name)
     }
 
     fn rmdir(&self, parent: InodeNo, name: &VfsName) -> VfsResult<()> {
-        self.step()?.remove(parent.0, name)
+        self.change()?.remove(parent.0, name)
     }
 
     fn rename(
@@ -82,12 +82,12 @@ impl Vfs for Disk {
         new_name: &VfsName,
         mode: RenameMode,
     ) -> VfsResult<()> {
-        self.step()?.rename((parent.0, name.clone()), (new_parent.0, new_name.clone()), mode)
+        self.change()?.rename((parent.0, name.clone()), (new_parent.0, new_name.clone()), mode)
     }
 
     fn open(&self, _: Caller, ino: InodeNo, mode: OpenMode) -> Answer<Opened> {
         let open = || {
-            let mut state = if mode.truncate { self.step()? } else { self.reading()? };
+            let mut state = if mode.truncate { self.change()? } else { self.reading()? };
             if mode.truncate {
                 state.set_size(ino.0, 0)?;
             }
@@ -105,7 +105,7 @@ impl Vfs for Disk {
         mode: u16,
         _: OpenMode,
     ) -> VfsResult<(Attributes, Opened)> {
-        let mut state = self.step()?;
+        let mut state = self.change()?;
         let made = state.make(caller, (parent.0, name), FileKind::Regular, mode)?;
         let handle = state.open_handle(Open::File(made.ino.0));
         Ok((made, Opened { handle, backing: None }))
@@ -122,7 +122,7 @@ impl Vfs for Disk {
 
     fn write(&self, handle: HandleNo, offset: u64, data: &[u8], _: SetIdBits) -> Answer<u32> {
         let write = || {
-            let mut state = self.step()?;
+            let mut state = self.change()?;
             let ino = state.file(handle)?;
             state.write(ino, offset, data)?;
             Ok(data.len() as u32)
@@ -149,7 +149,7 @@ impl Vfs for Disk {
 
     fn fallocate(&self, handle: HandleNo, offset: u64, length: u64, how: Allocate) -> Answer<()> {
         let allocate = || {
-            let mut state = self.step()?;
+            let mut state = self.change()?;
             let ino = state.file(handle)?;
             if how != Allocate::PunchHole {
                 return Ok(());
