@@ -104,6 +104,7 @@ impl Background {
                 inner.judge_asides();
                 inner.ask_for_asides();
                 inner.keep_budget();
+                inner.keep_room();
                 inner.keep_ballast();
                 periods = periods.wrapping_add(1);
                 if periods % RENEW_EVERY == 0 {

@@ -19,6 +19,19 @@ use crate::tree::{Change, ContentState, Namespace, keys};
 /// Evicting goes on to this part of the budget, so that it is not needed again at once.
 const LOW_WATER_PERCENT: u64 = 90;
 
+/// Writes and new files that the kernel makes by itself, or that a quota refuses, ask nobody for room: so much of the disk is kept
+/// free for them besides the reserve, or a part of a small disk, as long as there are clean contents.
+const FREE_BYTES: u64 = 256 << 20;
+const FREE_FILES: u64 = 1000;
+const FREE_PART: u64 = 16;
+
+/// Room on the disk.
+#[derive(Debug, Clone, Copy, Default)]
+struct Room {
+    bytes: u64,
+    files: u64,
+}
+
 /// The clean contents that are here, how large they are on the disk, and when they were last used.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
@@ -79,15 +92,15 @@ impl Usage {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// The files that were not used for longest, enough to make this many bytes.
-    fn oldest(&self, bytes: u64) -> Vec<InodeNo> {
+    /// The files that were not used for longest, enough to make this much room.
+    fn oldest(&self, wanted: Room) -> Vec<InodeNo> {
         let mut files: Vec<(u64, InodeNo, u64)> =
             self.files.lock().iter().map(|(ino, used)| (used.last, *ino, used.bytes)).collect();
         files.sort_unstable();
-        let mut sum = 0_u64;
+        let mut sum = Room::default();
         let enough = files.iter().take_while(|(_, _, size)| {
-            let more = sum < bytes;
-            sum += size;
+            let more = sum.bytes < wanted.bytes || sum.files < wanted.files;
+            sum = Room { bytes: sum.bytes + size, files: sum.files + 1 };
             more
         });
         enough.map(|(_, ino, _)| *ino).collect()
@@ -129,13 +142,13 @@ impl Inner {
     }
 
     /// Evicts a file, if it is clean and nobody uses it. Answers how many bytes that makes.
-    pub(super) fn evict(&self, ino: InodeNo) -> VfsResult<u64> {
+    pub(super) fn evict(&self, ino: InodeNo) -> VfsResult<Option<u64>> {
         let node = self.nodes.acquire(ino);
         let change = self.tree.change(&[ino]).map_err(failed)?;
         let body = node.body.lock();
-        let Some(file) = self.clean_file(&change, ino, &body)? else { return Ok(0) };
+        let Some(file) = self.clean_file(&change, ino, &body)? else { return Ok(None) };
         self.remove_clean(change, &file);
-        Ok(file.allocated)
+        Ok(Some(file.allocated))
     }
 
     /// Evicts until the clean contents are within the budget.
@@ -144,14 +157,28 @@ impl Inner {
         let total = self.usage.total();
         if total > budget {
             let goal = budget / 100 * LOW_WATER_PERCENT;
-            let excess = total.saturating_sub(goal);
-            for ino in self.usage.oldest(excess) {
-                if self.kernel.is_mappable(ino) {
-                    self.ask_to_forget(ino);
-                }
-            }
-            self.evict_oldest(excess);
+            self.give_way(Room { bytes: total.saturating_sub(goal), files: 0 });
         }
+    }
+
+    /// Evicts while the disk has little room.
+    pub(super) fn keep_room(&self) {
+        let Ok(space) = self.space.measure() else { return };
+        let bytes = FREE_BYTES.min(space.total / FREE_PART).saturating_sub(space.available);
+        let files = FREE_FILES.min(space.inodes / FREE_PART).saturating_sub(space.inodes_free);
+        if bytes > 0 || files > 0 {
+            self.give_way(Room { bytes, files });
+        }
+    }
+
+    /// Evicts what was not used for longest, as soon as nobody can be writing to it. Blocks on the kernel: not for requests.
+    fn give_way(&self, wanted: Room) {
+        for ino in self.usage.oldest(wanted) {
+            if self.kernel.is_mappable(ino) {
+                self.ask_to_forget(ino);
+            }
+        }
+        self.evict_oldest(wanted);
     }
 
     /// Asks the kernel to let go of an inode, so that nothing can be mapped any more; it does where nothing is.
@@ -166,7 +193,8 @@ impl Inner {
     pub(super) fn free_space(&self, bytes: u64) {
         // What was published or fetched just now may be waiting to be recorded.
         self.do_chores();
-        if self.evict_oldest(bytes.max(self.settings.cache_budget / 100)) > 0 {
+        let wanted = Room { bytes: bytes.max(self.settings.cache_budget / 100), files: 1 };
+        if self.evict_oldest(wanted) > 0 {
             // The files go when the rows that say so are durable.
             if let Err(error) = self.wait_for_retirements() {
                 tracing::warn!(error = %error, "evicted contents cannot be removed");
@@ -174,16 +202,18 @@ impl Inner {
         }
     }
 
-    fn evict_oldest(&self, bytes: u64) -> u64 {
-        let mut freed = 0;
-        for ino in self.usage.oldest(bytes) {
+    /// Answers how many files went.
+    fn evict_oldest(&self, wanted: Room) -> usize {
+        let mut gone = 0;
+        for ino in self.usage.oldest(wanted) {
             match self.evict(ino) {
-                Ok(0) if self.kernel.is_mappable(ino) => self.used(ino),
-                Ok(count) => freed += count,
+                Ok(None) if self.kernel.is_mappable(ino) => self.used(ino),
+                Ok(None) => {}
+                Ok(Some(_)) => gone += 1,
                 Err(error) => tracing::warn!(ino = ino.0, error = %error, "a content cannot be evicted"),
             }
         }
-        freed
+        gone
     }
 
     /// Notes that a file is used.
@@ -239,9 +269,10 @@ mod tests {
         usage.touch(InodeNo(1));
         usage.set(InodeNo(3), 30);
         assert_eq!(usage.total(), 70);
-        assert_eq!(usage.oldest(11), [InodeNo(5), InodeNo(2)]);
+        assert_eq!(usage.oldest(Room { bytes: 11, files: 0 }), [InodeNo(5), InodeNo(2)]);
+        assert_eq!(usage.oldest(Room { bytes: 0, files: 1 }), [InodeNo(5)]);
         usage.remove(InodeNo(5));
         assert_eq!(usage.total(), 60);
-        assert_eq!(usage.oldest(1000), [2, 4, 1, 3].map(InodeNo));
+        assert_eq!(usage.oldest(Room { bytes: 1000, files: 0 }), [2, 4, 1, 3].map(InodeNo));
     }
 }

@@ -270,7 +270,17 @@ impl Inner {
             return Ok(node);
         }
         let inner = Arc::clone(self);
-        self.blocking(move || inner.prepare(&node).map(|()| node)).await
+        self.blocking(move || {
+            match inner.prepare(&node) {
+                Err(FsError::NoSpace | FsError::QuotaExceeded) => {
+                    inner.free_space(0);
+                    inner.prepare(&node)?;
+                }
+                prepared => prepared?,
+            }
+            Ok(node)
+        })
+        .await
     }
 
     fn prepare(&self, node: &NodeRef) -> VfsResult<()> {

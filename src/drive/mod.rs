@@ -290,7 +290,7 @@ impl Drive {
     /// The rows or the file fail.
     pub fn evict(&self, ino: InodeNo) -> VfsResult<u64> {
         self.inner.do_chore_of(ino);
-        self.inner.evict(ino)
+        Ok(self.inner.evict(ino)?.unwrap_or(0))
     }
 
     /// Bytes of clean contents on the disk, as far as they were counted by now.

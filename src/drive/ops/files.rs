@@ -184,20 +184,16 @@ impl Inner {
         let file = handle.writable()?;
         let length = data.len() as u64;
         self.admit(length)?;
-        let node = &file.node;
-        let backing = node.file.get().ok_or(FsError::Io)?;
-        if file.mode.append {
-            // Keeps other appends away.
-            let _body = node.body.lock();
-            let end = os::status(backing)?.size;
-            end_of(end, length)?;
-            os::write_all_at(backing, data, end)?;
-        } else {
-            end_of(offset, length)?;
-            os::write_all_at(backing, data, offset)?;
-        }
-        self.drop_privileges(node, set_id)?;
-        u32::try_from(data.len()).map_err(|_| FsError::Invalid)
+        let written = match write_backing(file, offset, data) {
+            // The disk has less room than it said: a quota.
+            Err(FsError::NoSpace | FsError::QuotaExceeded) => {
+                self.free_space(length);
+                write_backing(file, offset, data)?
+            }
+            written => written?,
+        };
+        self.drop_privileges(&file.node, set_id)?;
+        u32::try_from(written).map_err(|_| FsError::Invalid)
     }
 
     /// Room for bytes, made if need be.
@@ -387,6 +383,21 @@ impl Drop for Unclaimed {
             self.inner.release(opened.handle);
         }
     }
+}
+
+/// Writes to the backing file what there is room for.
+fn write_backing(file: &OpenFile, offset: u64, data: &[u8]) -> VfsResult<usize> {
+    let (node, length) = (&file.node, data.len() as u64);
+    let backing = node.file.get().ok_or(FsError::Io)?;
+    if file.mode.append {
+        // Keeps other appends away.
+        let _body = node.body.lock();
+        let end = os::status(backing)?.size;
+        end_of(end, length)?;
+        return Ok(os::write_at(backing, data, end)?);
+    }
+    end_of(offset, length)?;
+    Ok(os::write_at(backing, data, offset)?)
 }
 
 /// What an opened file is to keep of its content.

@@ -116,8 +116,19 @@ impl Inner {
         }
     }
 
-    /// Makes an inode under a free name. A regular file comes with its node.
-    fn make(
+    /// Makes an inode under a free name. A regular file comes with its node. Where the disk has no room for one more file,
+    /// contents that are also on the remote give way.
+    fn make(&self, caller: Caller, at: At<'_>, row: InodeRow) -> VfsResult<(Attributes, Option<NodeRef>)> {
+        match self.try_make(caller, at, row.clone()) {
+            Err(FsError::NoSpace | FsError::QuotaExceeded) if row.kind == FileKind::Regular => {
+                self.free_space(0);
+                self.try_make(caller, at, row)
+            }
+            made => made,
+        }
+    }
+
+    fn try_make(
         &self,
         caller: Caller,
         (parent, name): At<'_>,

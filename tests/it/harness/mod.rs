@@ -44,7 +44,12 @@ pub struct MemoryDisk(PathBuf);
 impl MemoryDisk {
     /// Mounts one of a size such as `48m` over a directory.
     pub fn mount(at: &Path, size: &str) -> Self {
-        let options = format!("size={size},mode=700");
+        Self::with_files(at, size, 1_000_000)
+    }
+
+    /// With room for so many files and directories.
+    pub fn with_files(at: &Path, size: &str, files: u32) -> Self {
+        let options = format!("size={size},nr_inodes={files},mode=700");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "cairn-test"]).arg(at).status();
         assert!(mounted.expect("mount runs").success(), "root can mount a tmpfs");
         Self(at.to_owned())
