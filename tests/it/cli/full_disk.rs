@@ -217,9 +217,9 @@ fn budget_holds(options: &[&str]) {
     let world = World::new();
     world.with_vault();
     let [writing, reading] = ["writing", "reading"].map(|name| world.attached(name));
-    let mounts = [&writing, &reading].map(|machine| {
-        machine.set("cache-budget = '4 MiB'\nsettle = '1ms'\n");
-        mount(machine, &world.directory(&format!("mnt-{}", machine.data().file_name().unwrap().display())), options)
+    let mounts = [(&writing, "mnt-1"), (&reading, "mnt-2")].map(|(machine, mountpoint)| {
+        machine.set("cache-budget = '4 MiB'\nsettle = '1ms'\nread-deadline = '1d'\n");
+        mount(machine, &world.directory(mountpoint), options)
     });
     let content = |number| noise(number, 2 << 20);
     for number in 0..FILES {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod exerciser;
 mod full_disk;
 mod lifecycle;
 mod programs;

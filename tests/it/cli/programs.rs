@@ -1,10 +1,18 @@
 //! Ordinary programs on a drive, and what they made as seen on a second machine, both ways, with the vault in a folder and on a
-//! real S3 server. The second machine is mounted all the time and shows what the first did without being asked to look.
+//! real S3 server. The second machine is mounted all the time and shows what the first did without being asked to look. What programs do
+//! with contents goes both ways that the kernel has: past the drive, and through it.
+
+mod builds;
+mod databases;
+mod saving;
+mod streams;
 
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use databases::sqlite_in_wal_mode_under_load_is_whole_on_both_machines;
 
 use super::world::{Machine, Mounted, World, becomes_equal, has_program, snapshot};
 use crate::harness::{can_mount, eventually};
@@ -44,12 +52,18 @@ struct Pair<'a> {
 
 impl<'a> Pair<'a> {
     fn new(world: &'a World) -> Self {
+        Self::with(world, &[])
+    }
+
+    /// Mounted with further options.
+    fn with(world: &'a World, options: &[&str]) -> Self {
         world.with_vault();
         let machines = [world.attached("one"), world.attached("two")];
-        let mounts = [
-            machines[0].mount("shared", &world.directory("mnt-1")),
-            machines[1].mount("shared", &world.directory("mnt-2")),
-        ];
+        let mount = |machine: &Machine<'a>, mountpoint: PathBuf| {
+            let path = mountpoint.to_str().expect("text");
+            machine.mount_with(&[&["mount", "shared", path, "--log", "info"], options].concat(), &mountpoint)
+        };
+        let mounts = [mount(&machines[0], world.directory("mnt-1")), mount(&machines[1], world.directory("mnt-2"))];
         Self { machines, mounts, carried: Cell::new(0) }
     }
 
@@ -101,6 +115,46 @@ on_every_store! {
     rsync_finds_no_difference_on_either_machine by "rsync";
 }
 
+/// Each case with both ways of the kernel to the contents.
+macro_rules! on_both_ways {
+    ($($module:ident::$case:ident by $($program:literal),+;)*) => {
+        mod past_the_drive {
+            $(#[test]
+            fn $case() {
+                super::run(&[$($program),+], &[], super::$module::$case);
+            })*
+        }
+        mod through_the_drive {
+            $(#[test]
+            fn $case() {
+                super::run(&[$($program),+], &["--no-passthrough"], super::$module::$case);
+            })*
+        }
+    };
+}
+
+on_both_ways! {
+    builds::cargo_builds_and_sees_what_is_fresh by "cargo";
+    builds::git_gc_and_status_of_many_files_are_right_on_both_machines by "git";
+    builds::zip_archives_are_made_and_unpacked by "python3";
+    databases::sqlite_in_wal_mode_under_load_is_whole_on_both_machines by "sqlite3";
+    databases::sqlite_with_a_rollback_journal_under_load_is_whole_on_both_machines by "sqlite3";
+    saving::documents_saved_by_editors_arrive_whole_and_alone by "bash";
+    saving::vim_saves_in_both_ways by "vim";
+    streams::a_download_is_filled_out_of_order by "bash";
+    streams::a_file_can_be_read_while_it_grows by "bash";
+    streams::lines_that_processes_append_are_all_there by "bash";
+    streams::tail_follows_a_log_that_is_rotated by "tail";
+    streams::watchers_are_told_of_local_changes by "bash";
+}
+
+fn run(programs: &[&str], options: &[&str], case: fn(&World, &Pair<'_>)) {
+    if can_run(programs) {
+        let world = World::new();
+        case(&world, &Pair::with(&world, options));
+    }
+}
+
 fn can_run(programs: &[&str]) -> bool {
     can_mount() && programs.iter().all(|program| has_program(program))
 }
@@ -130,37 +184,6 @@ fn git_clone_is_whole_on_both_machines(world: &World, pair: &Pair<'_>) {
     pair.carry(1);
     for path in pair.paths() {
         assert!(shell(path, check).trim_end().ends_with('4'));
-    }
-}
-
-fn sqlite_in_wal_mode_under_load_is_whole_on_both_machines(_world: &World, pair: &Pair<'_>) {
-    // Three writers at once, each transaction made durable, and a reader that sees whole transactions only.
-    let load = r#"
-        writer() {
-            { echo '.timeout 120000'; for n in $(seq 60); do
-                echo "begin immediate; insert into t values($1, $n, randomblob(3000)); update total set n = n + 1; commit;"
-            done; } | sqlite3 -bail app.db
-        }
-        writer 1 & one=$!; writer 2 & two=$!; writer 3 & three=$!
-        for _ in $(seq 10); do
-            seen=$(sqlite3 -cmd '.timeout 120000' app.db 'select (select count(*) from t) - (select n from total)')
-            test "$seen" = 0
-        done
-        wait $one; wait $two; wait $three
-        # Of connections that are closed at the same time none may be the last, which removes the log.
-        sqlite3 app.db 'pragma wal_checkpoint(truncate)' >/dev/null
-    "#;
-    let tables = "pragma journal_mode=wal; create table t(writer, n, filler); create table total(n); insert into total values(0)";
-    shell(pair.paths()[0], &format!("sqlite3 app.db '{tables}'"));
-    // Looking changes nothing; else both machines would make the files beside the database.
-    let check = "test ! -e app.db-wal && sqlite3 'file:app.db?immutable=1' \
-                 'pragma integrity_check; select count(*) from t; select n from total'";
-    for (turn, rows) in [(0, 180), (1, 360)] {
-        shell(pair.paths()[turn], load);
-        pair.carry(turn);
-        for path in pair.paths() {
-            assert_eq!(shell(path, check), format!("ok\n{rows}\n{rows}\n"));
-        }
     }
 }
 

@@ -9,7 +9,8 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use super::world::{Mounted, World, copy_program};
+use super::exerciser::Exerciser;
+use super::world::{Mounted, World, becomes_equal, copy_program};
 use crate::harness::{can_mount, is_root};
 use crate::servers::find_tool;
 use crate::skip::skipped;
@@ -133,7 +134,7 @@ fn pjdfstest_passes_for_an_ordinary_user() {
 fn fsx(world: &World, suite: &Path, mounted: &Mounted, seed: u64) {
     let config = world.path("fsx.toml");
     fs::write(&config, FSX_CONFIG).expect("written");
-    let operations = std::env::var("CAIRN_FSX_OPERATIONS").unwrap_or_else(|_| "3000".to_owned());
+    let operations = number("CAIRN_FSX_OPERATIONS", 3000).to_string();
     let output = Command::new(suite)
         .args(["-N", &operations, "-S", &seed.to_string(), "-f"])
         .arg(&config)
@@ -152,10 +153,12 @@ fn fsx_seeds(options: &[&str]) {
     if !can_mount() {
         return;
     }
-    let seeds = std::env::var("CAIRN_FSX_SEEDS").map_or(3, |text| text.parse().expect("a number of seeds"));
+    let seeds = number("CAIRN_FSX_SEEDS", 3) as u64;
     let world = World::new();
     world.with_vault();
     let machine = world.attached("two");
+    // It is published all the time while it is written.
+    machine.set("settle = '1ms'\nmax-delay = '1ms'\ncache-budget = '1 B'\nread-deadline = '1d'\n");
     let mountpoint = world.directory("mnt");
     let text = mountpoint.to_str().expect("text");
     let mounted = machine.mount_with(&[&["mount", "shared", text], options].concat(), &mountpoint);
@@ -172,4 +175,45 @@ fn fsx_finds_no_fault() {
 #[test]
 fn fsx_finds_no_fault_without_passthrough() {
     fsx_seeds(&["--no-passthrough"]);
+}
+
+/// How much of a suite is done: what fits here, or more by a variable.
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// Files that are exercised side by side while the drive publishes them all the time and keeps nothing of what it published. In the
+/// end another machine has the same.
+fn exercised_under_eviction(options: &[&str]) {
+    let Some(world) = World::to_mount() else { return };
+    let machine = world.attached("two");
+    machine.set("settle = '1ms'\nmax-delay = '1ms'\ncache-budget = '1 B'\nread-deadline = '1d'\n");
+    let mountpoint = world.directory("mnt");
+    let text = mountpoint.to_str().expect("text");
+    let mounted = machine.mount_with(&[&["mount", "shared", text], options].concat(), &mountpoint);
+    let seeds = number("CAIRN_EXERCISED_SEEDS", 4) as u64;
+    let operations = number("CAIRN_EXERCISED_OPERATIONS", 1500);
+    std::thread::scope(|scope| {
+        for seed in 1..=seeds {
+            let mut exerciser = Exerciser::new(mounted.path(), seed);
+            scope.spawn(move || {
+                let evictions = exerciser.run(operations);
+                eprintln!("seed {seed}: {operations} operations, {evictions} evictions");
+                assert!(evictions > 0, "nothing was read from the remote again");
+            });
+        }
+    });
+    machine.run(&["drain"]);
+    let other = world.attached("three").mount("shared", &world.directory("mnt-3"));
+    becomes_equal(other.path(), mounted.path());
+}
+
+#[test]
+fn exercised_files_are_right_when_they_are_evicted_all_the_time() {
+    exercised_under_eviction(&[]);
+}
+
+#[test]
+fn exercised_files_are_right_when_they_are_evicted_all_the_time_without_passthrough() {
+    exercised_under_eviction(&["--no-passthrough"]);
 }

@@ -9,12 +9,21 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 
 use super::support::*;
 
-/// A whole file of this length, mapped shared and writable.
+/// A whole file of this length, mapped shared.
 pub struct Mapping(*mut u8, usize);
 
 impl Mapping {
+    /// To read and write.
     pub fn new(file: &File, length: usize) -> Self {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        Self::with(file, length, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// To read only.
+    pub fn to_read(file: &File, length: usize) -> Self {
+        Self::with(file, length, ProtFlags::READ)
+    }
+
+    fn with(file: &File, length: usize, protection: ProtFlags) -> Self {
         // SAFETY: a fresh mapping where the kernel likes it touches no memory of ours.
         let address = unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) };
         Self(address.unwrap().cast(), length)
@@ -26,13 +35,13 @@ impl Mapping {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.add(offset), bytes.len()) }
     }
 
-    fn load(&self, offset: usize, length: usize) -> Vec<u8> {
+    pub fn load(&self, offset: usize, length: usize) -> Vec<u8> {
         assert!(offset + length <= self.1);
         // SAFETY: the range is inside the mapping, and nobody cuts the file meanwhile.
         unsafe { std::slice::from_raw_parts(self.0.add(offset), length) }.to_vec()
     }
 
-    fn sync(&self) {
+    pub fn sync(&self) {
         // SAFETY: it is a mapping.
         unsafe { msync(self.0.cast(), self.1, MsyncFlags::SYNC) }.unwrap();
     }
