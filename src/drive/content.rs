@@ -48,7 +48,11 @@ impl Inner {
         range: Range<u64>,
         ahead: u32,
     ) -> VfsResult<Vec<u8>> {
-        let node = self.prepared(node).await?;
+        let node = match self.prepared(node.clone()).await {
+            // What is fetched cannot be kept, and is handed out.
+            Err(FsError::NoSpace | FsError::QuotaExceeded) => node,
+            prepared => prepared?,
+        };
         let missing = node.body.lock().missing(range.clone());
         if missing.is_empty() {
             return read_present(&node, range);
@@ -60,7 +64,9 @@ impl Inner {
             wanted.extend(layout.covering(gap));
         }
         wanted.dedup();
-        self.read_ahead(&node, &layout, end, ahead);
+        if node.file.get().is_some() {
+            self.read_ahead(&node, &layout, end, ahead);
+        }
         let fetched = tokio::time::timeout(self.settings.read_deadline, self.fetch(&node, wanted)).await;
         let pieces = fetched.map_err(|_| {
             tracing::warn!(ino = node.ino.0, "reading a remote content took longer than its deadline");
@@ -168,7 +174,7 @@ impl Inner {
     /// Writes the parts of a chunk that are still missing; of a file that became local nothing is. A disk without room for it is not an error: the reader has the
     /// bytes, they are only not kept.
     fn keep(&self, node: &NodeRef, piece: &Piece, bytes: &Bytes) -> VfsResult<()> {
-        let file = node.file.get().ok_or(FsError::Io)?;
+        let Some(file) = node.file.get() else { return Ok(()) };
         let is_hole = bytes.iter().all(|byte| *byte == 0);
         if !is_hole && self.admit(bytes.len() as u64).is_err() {
             return Ok(());
@@ -223,7 +229,10 @@ pub(super) fn read_present(node: &NodeRef, range: Range<u64>) -> VfsResult<Vec<u
 fn compose(node: &NodeRef, range: Range<u64>, pieces: &[(Piece, Bytes)]) -> VfsResult<Vec<u8>> {
     // A write between the file's bytes and the gaps would mix old and new.
     let body = node.body.lock();
-    let mut buffer = read_present(node, range.clone())?;
+    let mut buffer = match (node.file.get(), body.content()) {
+        (None, Some(content)) => vec![0; content.size.min(range.end).saturating_sub(range.start) as usize],
+        _ => read_present(node, range.clone())?,
+    };
     let end = range.start + buffer.len() as u64;
     for gap in body.missing(range.start..end) {
         for (piece, bytes) in pieces {

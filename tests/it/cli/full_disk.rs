@@ -209,7 +209,7 @@ fn the_budget_of_the_cache_holds_while_ten_times_as_much_goes_through_without_pa
 }
 
 fn budget_holds(options: &[&str]) {
-    const BUDGET: u64 = 4 << 20;
+    const BUDGET: u64 = 2 << 20;
     const FILES: u64 = 20;
     if !can_mount() {
         return;
@@ -218,10 +218,10 @@ fn budget_holds(options: &[&str]) {
     world.with_vault();
     let [writing, reading] = ["writing", "reading"].map(|name| world.attached(name));
     let mounts = [(&writing, "mnt-1"), (&reading, "mnt-2")].map(|(machine, mountpoint)| {
-        machine.set("cache-budget = '4 MiB'\nsettle = '1ms'\nread-deadline = '1d'\n");
+        machine.set("cache-budget = '2 MiB'\nsettle = '1ms'\nread-deadline = '1d'\n");
         mount(machine, &world.directory(mountpoint), options)
     });
-    let content = |number| noise(number, 2 << 20);
+    let content = |number| noise(number, 1 << 20);
     for number in 0..FILES {
         fs::write(mounts[0].path().join(format!("file-{number}")), content(number)).expect("written");
     }

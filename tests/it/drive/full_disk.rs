@@ -79,3 +79,21 @@ fn on_a_full_disk_clean_contents_give_way() {
         assert!(machine.bytes(ino).as_deref() == Ok(&bytes[..]));
     }
 }
+
+#[test]
+fn without_room_for_one_more_file_a_content_is_read_and_not_kept() {
+    if !is_root() {
+        return;
+    }
+    let outer = tempfile::tempdir().expect("a temporary directory");
+    // The directories of the backing files take 256.
+    let _disk = MemoryDisk::with_files(outer.path(), "64m", 300);
+    let inner = tempfile::tempdir_in(outer.path()).expect("a directory on the small disk");
+    let machine = Machine::at(inner, |_| {});
+    let bytes = noise(3, 3 << 20);
+    let ino = machine.file("f", &bytes);
+    machine.make_cold(&[ino]);
+    let create = |number: usize| machine.drive().create(USER, ROOT, &named(&format!("g{number}")), 0o644, super::WRITE);
+    assert_eq!((0..300).find_map(|number| create(number).err()), Some(FsError::NoSpace));
+    assert!(machine.bytes(ino).as_deref() == Ok(&bytes[..]));
+}
