@@ -194,8 +194,8 @@ impl Inner {
         // What was published or fetched just now may be waiting to be recorded.
         self.do_chores();
         let wanted = Room { bytes: bytes.max(self.settings.cache_budget / 100), files: 1 };
-        if self.evict_oldest(wanted) > 0 {
-            // The files go when the rows that say so are durable.
+        if self.evict_oldest(wanted) > 0 || self.retiring.is_pending() {
+            // The files, those that others evicted too, go when the rows that say so are durable.
             if let Err(error) = self.wait_for_retirements() {
                 tracing::warn!(error = %error, "evicted contents cannot be removed");
             }

@@ -46,6 +46,11 @@ impl Retiring {
         retirement
     }
 
+    /// Whether there is any.
+    pub(super) fn is_pending(&self) -> bool {
+        !self.pending.lock().is_empty()
+    }
+
     pub(super) fn contains(&self, ino: InodeNo) -> bool {
         self.pending.lock().contains_key(&ino)
     }
