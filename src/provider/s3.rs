@@ -189,7 +189,9 @@ impl HttpFetch for ResponseNotes {
             retry_after: header(header::RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now())),
             range_start: header(header::CONTENT_RANGE).and_then(parse_range_start),
         }));
-        let mut left = LONGEST_ANSWER.try_with(|longest| *longest).unwrap_or(ANSWER_MAX);
+        // What it says of a failure is not what was asked for, however short that is.
+        let longest = LONGEST_ANSWER.try_with(|longest| *longest).ok().filter(|_| response.status().is_success());
+        let mut left = longest.unwrap_or(ANSWER_MAX);
         let limited = move |piece: opendal::Result<Buffer>| {
             let piece = piece?;
             left = left.checked_sub(piece.len() as u64).ok_or_else(too_long)?;
