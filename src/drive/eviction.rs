@@ -141,7 +141,7 @@ impl Inner {
         self.usage.remove(file.ino);
     }
 
-    /// Evicts a file, if it is clean and nobody uses it. Answers how many bytes that makes.
+    /// Evicts a file, if it is clean and nobody uses it. Answers how many bytes that makes, `None` where it stays.
     pub(super) fn evict(&self, ino: InodeNo) -> VfsResult<Option<u64>> {
         let node = self.nodes.acquire(ino);
         let change = self.tree.change(&[ino]).map_err(failed)?;

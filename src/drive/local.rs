@@ -270,17 +270,7 @@ impl Inner {
             return Ok(node);
         }
         let inner = Arc::clone(self);
-        self.blocking(move || {
-            match inner.prepare(&node) {
-                Err(FsError::NoSpace | FsError::QuotaExceeded) => {
-                    inner.free_space(0);
-                    inner.prepare(&node)?;
-                }
-                prepared => prepared?,
-            }
-            Ok(node)
-        })
-        .await
+        self.blocking(move || inner.with_room(0, || inner.prepare(&node)).map(|()| node)).await
     }
 
     fn prepare(&self, node: &NodeRef) -> VfsResult<()> {

@@ -14,14 +14,19 @@ pub const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Waits until there is an answer, and fails where there never is one.
 #[track_caller]
-pub fn eventually_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..LOOKS {
+pub fn eventually_some<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(LOOKS, look).unwrap_or_else(|| panic!("never happened: {what}"))
+}
+
+/// Waits for an answer for as long as so many looks take.
+pub fn within<T>(looks: u32, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    for _ in 0..looks {
         if let Some(found) = look() {
-            return found;
+            return Some(found);
         }
         thread::sleep(PAUSE);
     }
-    panic!("never happened: {what}");
+    None
 }
 
 /// Waits until a condition holds, and fails where it never does.

@@ -184,14 +184,7 @@ impl Inner {
         let file = handle.writable()?;
         let length = data.len() as u64;
         self.admit(length)?;
-        let written = match write_backing(file, offset, data) {
-            // The disk has less room than it said: a quota.
-            Err(FsError::NoSpace | FsError::QuotaExceeded) => {
-                self.free_space(length);
-                write_backing(file, offset, data)?
-            }
-            written => written?,
-        };
+        let written = self.with_room(length, || write_backing(file, offset, data))?;
         self.drop_privileges(&file.node, set_id)?;
         u32::try_from(written).map_err(|_| FsError::Invalid)
     }
@@ -203,6 +196,18 @@ impl Inner {
         }
         self.free_space(bytes);
         if self.space.admit(bytes) { Ok(()) } else { Err(FsError::NoSpace) }
+    }
+
+    /// Does something that the disk may refuse although it said that there is room: a quota, or no more files. Then room is made, and
+    /// it is tried once more.
+    pub(in crate::drive) fn with_room<T>(&self, bytes: u64, mut act: impl FnMut() -> VfsResult<T>) -> VfsResult<T> {
+        match act() {
+            Err(FsError::NoSpace | FsError::QuotaExceeded) => {
+                self.free_space(bytes);
+                act()
+            }
+            done => done,
+        }
     }
 
     /// Clears what a write by somebody without privileges clears.

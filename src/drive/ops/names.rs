@@ -119,12 +119,9 @@ impl Inner {
     /// Makes an inode under a free name. A regular file comes with its node. Where the disk has no room for one more file,
     /// contents that are also on the remote give way.
     fn make(&self, caller: Caller, at: At<'_>, row: InodeRow) -> VfsResult<(Attributes, Option<NodeRef>)> {
-        match self.try_make(caller, at, row.clone()) {
-            Err(FsError::NoSpace | FsError::QuotaExceeded) if row.kind == FileKind::Regular => {
-                self.free_space(0);
-                self.try_make(caller, at, row)
-            }
-            made => made,
+        match row.kind {
+            FileKind::Regular => self.with_room(0, || self.try_make(caller, at, row.clone())),
+            _ => self.try_make(caller, at, row),
         }
     }
 

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::harness::can_mount;
-use crate::patience::{eventually, eventually_some};
+use crate::patience::{eventually, eventually_some, within};
 use crate::servers::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY, remote_at, unique_prefix};
 
 pub const PASSPHRASE: &str = "correct horse battery staple";
@@ -318,11 +318,8 @@ impl Mounted {
     /// Kills the process as a power cut would.
     pub fn kill(&mut self) {
         self.child.kill().expect("it is our child");
-        for _ in 0..2000 {
-            if self.has_ended() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        if within(2000, || self.has_ended().then_some(())).is_some() {
+            return;
         }
         // The kernel may never end the connection by itself (docs/SEMANTICS.md, Known limits); a mount that is in use stays.
         let _ = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::FORCE);
